@@ -1,0 +1,55 @@
+"""From admitted updates to one mean: screen, clip to the median, average; every node counts once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fleet.weights import Flat
+
+SCREEN_FACTOR = 3.0
+SCREEN_NEEDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An admitted update: its key, its delta's name in the vault and Euclidean norm, and how old its base was."""
+
+    key: str
+    payload: str
+    norm: float
+    staleness: int
+
+
+def staleness_weight(staleness: int) -> float:
+    """How much a delta from an older base counts: 1/√(1+s) (Xie, Koyejo and Gupta 2019, polynomial, a = 1/2)."""
+    return float((1 + staleness) ** -0.5)
+
+
+def mean(entries: Sequence[Entry], read: Callable[[str], Flat]) -> Flat:
+    """The plain mean of the deltas, read one at a time, in the order of their keys."""
+    return _average(entries, [1.0] * len(entries), read)
+
+
+def screened_mean(entries: Sequence[Entry], read: Callable[[str], Flat]) -> Flat:
+    """The mean after dropping norms above three medians and clipping the others to the median.
+
+    One node moves the mean by at most the median norm over the number of nodes kept.
+    """
+    median = float(np.median([entry.norm for entry in entries]))
+    kept = [e for e in entries if e.norm <= SCREEN_FACTOR * median] if len(entries) >= SCREEN_NEEDS else entries
+    return _average(kept, [min(1.0, median / entry.norm) if entry.norm else 1.0 for entry in kept], read)
+
+
+RULES = {"mean": mean, "screened-mean": screened_mean}
+
+
+def _average(entries: Sequence[Entry], factors: Sequence[float], read: Callable[[str], Flat]) -> Flat:
+    """Summed in float64 in the order of keys, so that the same updates give the same bits."""
+    total: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
+    for entry, factor in sorted(zip(entries, factors, strict=True), key=lambda pair: pair[0].key):
+        part = read(entry.payload).astype(np.float64) * (factor * staleness_weight(entry.staleness))
+        total = part if total is None else total + part
+    if total is None:
+        raise ValueError("a mean of no updates")
+    return (total / len(entries)).astype(np.float32)

@@ -1,0 +1,42 @@
+"""The coordinator's memory: one database whose every step is a transaction, in three parts."""
+
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+
+from coordinator import tables
+from coordinator.releases import Releases
+from coordinator.roster import Roster
+from coordinator.rounds import Rounds
+
+
+class Registry:
+    """What happened in the fleet, durably. Its parts take and return values, never rows or sessions."""
+
+    def __init__(self, url: str) -> None:
+        """Open or make the database at an SQLAlchemy URL, such as ``sqlite:///registry.db``."""
+        self._engine = _engine(url)
+        tables.metadata.create_all(self._engine)
+        self.roster = Roster(self._engine)
+        self.rounds = Rounds(self._engine)
+        self.releases = Releases(self._engine)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _make_durable)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("begin immediate"))
+    return engine
+
+
+def _make_durable(connection: Any, record: object) -> None:
+    """A commit that returned survives a power cut; and transactions are ours, not the driver's."""
+    connection.isolation_level = None
+    connection.execute("pragma journal_mode=wal")
+    connection.execute("pragma synchronous=full")
+    connection.execute("pragma foreign_keys=on")

@@ -1,0 +1,95 @@
+"""Releases, how far their rollout got, and what nodes reported of them."""
+
+from datetime import UTC
+
+from sqlalchemy import Engine, Row, insert, select, update
+
+from coordinator.roster import raise_ledger
+from coordinator.rollout import RUNNING, Phase, RolloutState
+from coordinator.tables import releases, reports
+from fleet.errors import TamperedError
+from fleet.messages import Report, Watch
+from fleet.release import Release
+
+
+class Releases:
+    """The journal of the way down. A number is given once and stands for ever."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def announce(self, release: Release, state: RolloutState) -> None:
+        """Give a release its number, with the state that its rollout begins in.
+
+        Raises:
+            TamperedError: The number does not follow the newest one.
+        """
+        with self._engine.begin() as connection:
+            numbers = connection.execute(select(releases.c.number)).scalars().all()
+            if release.number != max(numbers, default=-1) + 1:
+                raise TamperedError(f"release {release.number} does not follow {max(numbers, default=-1)}")
+            connection.execute(
+                insert(releases).values(
+                    number=release.number,
+                    manifest=release.to_bytes(),
+                    salt=state.salt,
+                    phase=state.phase.value,
+                    wave=state.wave,
+                    since=state.since,
+                )
+            )
+
+    def move(self, state: RolloutState) -> None:
+        """Record that a rollout went on."""
+        query = update(releases).where(releases.c.number == state.release)
+        with self._engine.begin() as connection:
+            connection.execute(query.values(phase=state.phase.value, wave=state.wave, since=state.since))
+
+    def all(self) -> list[tuple[Release, RolloutState]]:
+        """Every release and where its rollout stands, oldest first."""
+        with self._engine.begin() as connection:
+            return [_values(row) for row in connection.execute(select(releases).order_by(releases.c.number))]
+
+    def newest(self) -> tuple[Release, RolloutState] | None:
+        """The release with the highest number."""
+        return next(reversed(self.all()), None)
+
+    def running(self) -> tuple[Release, RolloutState] | None:
+        """The release that is being rolled out, if one is."""
+        newest = self.newest()
+        return newest if newest and newest[1].phase in RUNNING else None
+
+    def serving(self) -> Release:
+        """The newest release that the whole fleet may serve: a rollout that was done.
+
+        Raises:
+            TamperedError: There is none; release 0 is done when it is announced.
+        """
+        done = [release for release, state in self.all() if state.phase is Phase.DONE]
+        if not done:
+            raise TamperedError("no release was ever done")
+        return done[-1]
+
+    def accept(self, report: Report) -> bool:
+        """Put a report on record; False if the node reported on this release and stage before."""
+        row = {"release": report.release, "watch": report.watch.value, "node": report.node}
+        same = [reports.c[name] == value for name, value in row.items()]
+        with self._engine.begin() as connection:
+            if connection.execute(select(reports.c.node).where(*same)).one_or_none() is not None:
+                return False
+            connection.execute(insert(reports).values(**row, won=report.won, lost=report.lost))
+            raise_ledger(connection, report.node, report.ledger_seq)
+        return True
+
+    def counts(self, release: int, watch: Watch) -> dict[str, tuple[int, int]]:
+        """``(won, lost)`` by node."""
+        query = select(reports.c.node, reports.c.won, reports.c.lost)
+        query = query.where(reports.c.release == release, reports.c.watch == watch.value)
+        with self._engine.begin() as connection:
+            return {node: (won, lost) for node, won, lost in connection.execute(query)}
+
+
+def _values(row: Row[tuple[int, bytes, str, str, int, object]]) -> tuple[Release, RolloutState]:
+    number, manifest, salt, phase, wave, since = row
+    state = RolloutState(number, salt, Phase(phase), wave, since.replace(tzinfo=UTC))  # type: ignore[attr-defined]
+    return Release.from_bytes(manifest), state

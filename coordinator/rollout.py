@@ -1,0 +1,58 @@
+"""A rollout: shadow for all, serving in waves; what the pooled evidence calls for next."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+from fleet.evidence import Pooled
+from fleet.messages import Watch
+from fleet.settings import ReleaseSettings
+
+
+class Phase(StrEnum):
+    """Where a release stands in the fleet."""
+
+    SHADOW = "shadow"
+    WAVE = "wave"
+    DONE = "done"
+    KEPT_OLD = "kept-old"
+    HALTED = "halted"
+
+
+RUNNING = frozenset({Phase.SHADOW, Phase.WAVE})
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutState:
+    """``wave`` counts open waves; ``since`` is when this phase or this wave began."""
+
+    release: int
+    salt: str
+    phase: Phase
+    wave: int
+    since: datetime
+
+    @property
+    def watch(self) -> Watch:
+        """What nodes are asked about in this phase."""
+        return Watch.SHADOW if self.phase is Phase.SHADOW else Watch.PROBATION
+
+
+def judge(
+    state: RolloutState, evidence: Pooled, *, asked: int, settings: ReleaseSettings, now: datetime
+) -> RolloutState:
+    """The state that the evidence calls for; the same one while reports are missing and patience lasts.
+
+    The shadow evidence is looked at once: lacking or against, the old model stays. A wave is followed by the next
+    unless the exposed nodes' evidence says that the release is worse.
+    """
+    if state.phase not in RUNNING or (evidence.reports < asked and now - state.since < settings.patience):
+        return state
+    if state.phase is Phase.SHADOW:
+        better = evidence.not_worse(margin=settings.margin, alpha=settings.alpha)
+        return replace(state, phase=Phase.WAVE if better else Phase.KEPT_OLD, wave=int(better), since=now)
+    if evidence.worse(margin=settings.margin, alpha=settings.alpha):
+        return replace(state, phase=Phase.HALTED, since=now)
+    if state.wave < len(settings.waves):
+        return replace(state, wave=state.wave + 1, since=now)
+    return replace(state, phase=Phase.DONE, since=now)

@@ -1,0 +1,32 @@
+"""One round: ask, admit, average. When it may close, and when it must."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class RoundState(StrEnum):
+    """Where a round stands. One is open at most."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One ask: the base that nodes should learn from, and until when."""
+
+    number: int
+    base: int
+    state: RoundState
+    deadline: datetime
+
+
+def verdict(round_: Round, *, admitted: int, asked: int, min_updates: int, now: datetime) -> RoundState:
+    """What an open round becomes now: closed when all answered, or at its deadline by quorum; else it waits."""
+    if admitted >= asked >= min_updates:
+        return RoundState.CLOSED
+    if now < round_.deadline:
+        return RoundState.OPEN
+    return RoundState.CLOSED if admitted >= min_updates else RoundState.FAILED

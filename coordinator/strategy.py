@@ -1,0 +1,82 @@
+"""One step of the server by Flower's own strategies, on plain arrays."""
+
+import importlib
+import inspect
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+
+from fleet.errors import SettingsError
+from fleet.settings import RoundSettings
+from fleet.weights import Flat
+
+# Where Flower's strategies of the FedAvg family keep what they carry from round to round.
+_MEMORY = ("momentum_vector", "m_t", "v_t")
+
+
+class ServerStep:
+    """Moves the master by the cohort's mean delta. It has no memory of its own: what it carries, it returns.
+
+    Flower's ``Strategy.start`` cannot resume, so only ``aggregate_train`` is called, with one reply that is the
+    master plus the mean, and ``num-examples`` 1.
+    """
+
+    def __init__(self, settings: RoundSettings) -> None:
+        """Find the strategy.
+
+        Raises:
+            SettingsError: There is no such class, or it is not of the FedAvg family.
+        """
+        self._cls = _strategy_class(settings.server_step)
+        known = inspect.signature(self._cls).parameters
+        wanted = {
+            "server_learning_rate": settings.server_learning_rate,
+            "server_momentum": settings.server_momentum,
+            "eta": settings.server_learning_rate,
+            "beta_1": settings.server_momentum,
+        }
+        self._arguments = {name: value for name, value in wanted.items() if name in known}
+
+    def __call__(
+        self, master: Flat, mean: Flat, memory: npt.NDArray[np.float32]
+    ) -> tuple[Flat, npt.NDArray[np.float32]]:
+        """The next master, shape ``(size,)``, and the memory for the next call, ``(k, size)``; empty at first."""
+        strategy = self._recalled(master, memory)
+        content = RecordDict({"arrays": _record(master + mean), "metrics": MetricRecord({"num-examples": 1})})
+        arrays, _ = strategy.aggregate_train(1, [Message(content, dst_node_id=0, message_type="train")])
+        if arrays is None:
+            raise SettingsError(f"{self._cls.__name__} gave no arrays")
+        return arrays.to_numpy_ndarrays()[0].astype(np.float32), self._memory(strategy, master.size)
+
+    def _recalled(self, master: Flat, memory: npt.NDArray[np.float32]) -> FedAvg:
+        strategy: Any = self._cls(**self._arguments)
+        strategy.current_arrays = _record(master)
+        rows = iter(memory.reshape(-1, master.size))
+        for name in _MEMORY:
+            if hasattr(strategy, name) and (row := next(rows, None)) is not None:
+                setattr(strategy, name, [row.copy()])
+        result: FedAvg = strategy
+        return result
+
+    @staticmethod
+    def _memory(strategy: FedAvg, size: int) -> npt.NDArray[np.float32]:
+        kept = [getattr(strategy, name)[0] for name in _MEMORY if getattr(strategy, name, None) is not None]
+        return np.array(kept, np.float32).reshape(-1, size)
+
+
+def _record(flat: Flat) -> ArrayRecord:
+    return ArrayRecord({"weights": Array(flat)})
+
+
+def _strategy_class(reference: str) -> type[FedAvg]:
+    module, _, name = reference.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"round.server_step: {reference} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, FedAvg)):
+        raise SettingsError(f"round.server_step: {reference} is not of Flower's FedAvg family")
+    return found

@@ -1,0 +1,298 @@
+"""What would not work about a task and its settings, found and explained before anything runs."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fleet.errors import FleetError, InputError, TaskError
+from fleet.settings import Settings
+from fleet.task import Recording, Task, Windows, weights_of
+from fleet.weights import Flat
+
+if TYPE_CHECKING:
+    import torch
+
+_DISTINCT = 8  # fewer different values agree by accident: silence, padding, a border of black pixels
+_BASE = 0x9E3779B97F4A7C15
+
+Level = Literal["error", "warning"]
+Register = Callable[[Task, Flat], Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to know before running: an ``error`` stops the work, a ``warning`` has a price."""
+
+    level: Level
+    subject: str
+    message: str
+
+
+def check(task: Task, settings: Settings, register: Register) -> list[Finding]:
+    """Everything that is wrong with the task, its model, its data and the settings; empty if nothing is.
+
+    ``register`` exports and quantizes the task as the coordinator will, and returns its warnings; it raises
+    ``TaskError`` for what it refuses, and is not asked when the model already failed.
+    """
+    model = list(_model(task))
+    if not any(finding.level == "error" for finding in model):
+        model += _registration(task, register)
+    return [*model, *_data(task, settings), *_promise(task, settings)]
+
+
+def _model(task: Task) -> Iterator[Finding]:
+    try:
+        model = task.model()
+        yield from _outputs(task, model)
+    except Exception as error:  # noqa: BLE001 - the author's code may raise anything
+        yield _error("model", f"fails on a batch of 3: {_said(error)}")
+        return
+    yield from _learning(task, model)
+
+
+def _mixing_layers(model: "torch.nn.Module") -> Iterator[Finding]:
+    from torch.nn.modules.batchnorm import _BatchNorm
+    from torch.nn.modules.instancenorm import _InstanceNorm
+
+    for name, layer in model.named_modules():
+        kind = type(layer).__name__
+        if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            yield _error(f"layer {name or kind}", f"{kind} keeps statistics of private data: track_running_stats=False")
+        elif isinstance(layer, _BatchNorm):
+            yield _error(f"layer {name or kind}", f"{kind} mixes the examples of a batch: use GroupNorm or none")
+
+
+def _outputs(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:
+    """Three batches: silence, the lowest and the highest reading."""
+    import torch
+
+    model.eval()
+    classes = len(task.signature.classes)
+    for value in (0.0, task.signature.low, task.signature.high):
+        with torch.no_grad():
+            logits = model(torch.full((3, *task.signature.shape), value))
+        if tuple(logits.shape) != (3, classes):
+            found = f"has shape {tuple(logits.shape)} for a batch of 3"
+            yield _error("output", f"{found}; {classes} classes need (3, {classes})")
+            return
+        if not logits.isfinite().all():
+            yield _error("output", f"is NaN or infinite when every input value is {value:g}")
+
+
+def _learning(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:
+    """Each example must have a gradient of its own: what privacy clips, one by one."""
+    if not any(p.requires_grad for p in model.parameters()):
+        yield _error("model", "has no parameter to train")
+        return
+    refused = list(_mixing_layers(model)) or list(_refused_layers(model))
+    yield from refused
+    if refused:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield from _gradients(task, model)
+    except Exception as error:  # noqa: BLE001 - a layer that Opacus cannot handle may raise anything
+        yield _error("model", f"has no gradient per example: {_said(error)}")
+
+
+def _refused_layers(model: "torch.nn.Module") -> Iterator[Finding]:
+    """One line for each layer that Opacus would refuse, in place of its page of reasons."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from opacus import GradSampleModule
+        from opacus.utils.module_utils import trainable_modules
+        from opacus.validators import ModuleValidator
+
+    for name, layer in trainable_modules(model):
+        kind = type(layer).__name__
+        subject = f"layer {name or kind}"
+        validator = ModuleValidator.VALIDATORS.get(type(layer))
+        if validator and validator(layer):
+            yield _error(subject, f"{kind} has no gradient per example: {_hint(kind)}")
+        elif any(True for _ in layer.buffers()) and GradSampleModule.validate(layer):
+            yield _error(subject, f"{kind} trains and keeps buffers: move its buffers to a layer without parameters")
+
+
+def _hint(kind: str) -> str:
+    replaced = {"LSTM", "GRU", "RNN", "MultiheadAttention"}
+    return f"use opacus.layers.DP{kind}" if kind in replaced else "use another layer"
+
+
+def _gradients(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:
+    """The gradient of an example must not change with its neighbour in the batch."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    low, high = task.signature.low, task.signature.high
+    x = low + (high - low) * torch.rand((3, *task.signature.shape), generator=generator)
+    alone, other = (_first_gradient(model, x[rows]) for rows in ([0, 1], [0, 2]))
+    missing = [name for name, gradient in alone.items() if gradient is None]
+    if missing:
+        yield _error(f"parameter {missing[0]}", "gets no gradient per example: is it used in forward?")
+    elif not all(torch.allclose(alone[name], other[name], rtol=1e-3, atol=1e-5) for name in alone):
+        yield _error("model", "mixes the examples of a batch: one changes the gradient of another")
+
+
+def _first_gradient(model: "torch.nn.Module", x: "torch.Tensor") -> dict[str, Any]:
+    """The gradient of the first example of ``x`` by parameter, while the same dice fall every time."""
+    import torch
+    from opacus import GradSampleModule
+
+    wrapped = GradSampleModule(model.train(), loss_reduction="sum")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loss = torch.nn.functional.cross_entropy(wrapped(x), torch.zeros(len(x)).long(), reduction="sum")
+        loss.backward()  # type: ignore[no-untyped-call]
+        samples = {name: getattr(p, "grad_sample", None) for name, p in model.named_parameters() if p.requires_grad}
+        return {name: None if sample is None else sample[0].clone() for name, sample in samples.items()}
+    finally:
+        wrapped.to_standard_module()
+
+
+def _registration(task: Task, register: Register) -> Iterator[Finding]:
+    try:
+        for message in register(task, weights_of(task.model())):
+            yield Finding("warning", "quantizer", message)
+    except TaskError as error:
+        yield _error("quantizer", str(error))
+
+
+def _data(task: Task, settings: Settings) -> Iterator[Finding]:
+    try:
+        recordings = task.devices()
+    except FleetError as error:
+        yield _error("devices", str(error))
+        return
+    except Exception as error:  # noqa: BLE001 - the author's code may raise anything
+        yield _error("devices", f"fails: {_said(error)}")
+        return
+    if len(recordings) < settings.round.min_updates:
+        found = f"{len(recordings)} devices, but a round needs round.min_updates = {settings.round.min_updates}"
+        yield Finding("warning", "devices", f"{found}: a simulation of them cannot close a round")
+    wrong = [finding for name, recording in recordings.items() for finding in _recording(task, name, recording)]
+    yield from wrong
+    if not wrong:
+        yield from _undeclared_overlap(task, recordings)
+
+
+def _recording(task: Task, name: str, recording: Recording) -> Iterator[Finding]:
+    for part, windows in (("train", recording.train), ("live", recording.live)):
+        subject = f"device {name}, {part}"
+        if len(windows) == 0 and part == "train":
+            yield Finding("warning", subject, "has no windows: the device can only answer")
+        problem = _problem(task, windows)
+        if problem:
+            yield _error(subject, problem)
+
+
+def _problem(task: Task, windows: Windows) -> str | None:
+    """The first thing wrong with the windows, in words."""
+    if windows.y.dtype.kind not in "iu":
+        return f"labels are {windows.y.dtype}, not whole numbers"
+    for index, (x, label) in enumerate(zip(windows.x, windows.y, strict=True)):
+        try:
+            task.signature.check(x)
+            task.signature.check_label(int(label))
+        except InputError as error:
+            return f"window {index}: {error}"
+    return None
+
+
+def _undeclared_overlap(task: Task, recordings: dict[str, Recording]) -> Iterator[Finding]:
+    """The promise is about one window; a stretch of data that lies in several needs their number declared."""
+    found = {name: _windows_per_stretch(_together(seen)) for name, seen in recordings.items()}
+    name = max(found, key=lambda device: found[device], default="")
+    if name and found[name] > task.unit.group:
+        yield _error(
+            f"device {name}",
+            f"the same stretch of data lies in {found[name]} windows: cut windows that do not overlap, "
+            f"or declare PrivacyUnit({task.unit.name!r}, group={found[name]})",
+        )
+
+
+def _together(recording: Recording) -> npt.NDArray[np.float32]:
+    return np.concatenate([part.x for part in (recording.train, recording.live) if len(part)] or [recording.train.x])
+
+
+def _windows_per_stretch(x: npt.NDArray[np.float32]) -> int:
+    """In how many of the windows ``(n, ..., time)`` the most repeated moment lies; 1 if none share data."""
+    links: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for earlier, later, shift in _overlaps(x.reshape(len(x), -1, x.shape[-1])):
+        links[earlier].append((later, shift))
+        links[later].append((earlier, -shift))
+    start: dict[int, int] = {}  # of each window, on one clock for all that hang together
+    most = 1
+    for first in links:
+        if first in start:
+            continue
+        start[first], group = 0, [first]
+        for window in group:  # which grows as it is walked
+            fresh = {other: start[window] + shift for other, shift in links[window] if other not in start}
+            start.update(fresh)
+            group.extend(fresh)
+        starts = np.sort([start[window] for window in group])
+        ended = np.searchsorted(starts, starts - x.shape[-1], side="right")
+        most = max(most, int((np.arange(1, len(starts) + 1) - ended).max()))
+    return most
+
+
+def _overlaps(x: npt.NDArray[np.float32]) -> Iterator[tuple[int, int, int]]:
+    """``(i, j, shift)`` where window ``j`` begins ``shift`` steps after window ``i`` and repeats the rest of it."""
+    steps = x.shape[-1]
+    heads, tails = _fingerprints(x)
+    for shift in range(steps):
+        begins = defaultdict(list)
+        for j, mark in enumerate(heads[:, steps - shift - 1].tolist()):
+            begins[mark].append(j)
+        for i, mark in enumerate(tails[:, shift].tolist()):
+            alike = [j for j in begins.get(mark, []) if j > i or (shift and j != i)]
+            if alike and len(np.unique(x[i, :, shift:])) >= _DISTINCT:
+                equal = (j for j in alike if np.array_equal(x[i, :, shift:], x[j, :, : steps - shift]))
+                yield from ((i, j, shift) for j in equal)
+
+
+def _fingerprints(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Polynomial hashes modulo 2^64, ``(n, time)``: of steps ``0..k``, and of all from step ``k`` on."""
+    keys = np.random.default_rng(0).integers(2**63, size=x.shape[1], dtype=np.uint64)
+    digits = np.einsum("nct,c->nt", np.ascontiguousarray(x).view(np.uint32).astype(np.uint64), keys)
+    powers, inverses = (
+        np.array([pow(base, k, 2**64) for k in range(x.shape[-1])], np.uint64)
+        for base in (_BASE, pow(_BASE, -1, 2**64))
+    )
+    heads = np.cumsum(digits * powers, axis=1, dtype=np.uint64)
+    return heads, (heads[:, -1:] - heads + digits * powers) * inverses
+
+
+def _promise(task: Task, settings: Settings) -> Iterator[Finding]:
+    privacy = settings.privacy
+    if not np.isfinite(privacy.epsilon):
+        yield Finding("warning", "privacy.epsilon", "is infinite: no noise, and nothing is promised to anyone")
+    elif privacy.delta * task.training.examples >= 0.1:
+        yield Finding(
+            "warning",
+            "privacy.delta",
+            f"{privacy.delta:g} is too near one in {task.training.examples} examples to promise much",
+        )
+    if unused := privacy.planned_releases % settings.round.rounds:
+        yield Finding(
+            "warning",
+            "privacy.planned_releases",
+            f"{privacy.planned_releases} do not divide into {settings.round.rounds} rounds: {unused} stay unused",
+        )
+
+
+def _error(subject: str, message: str) -> Finding:
+    return Finding("error", subject, message)
+
+
+def _said(error: Exception) -> str:
+    """What a foreign error says, on one line."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

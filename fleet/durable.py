@@ -1,0 +1,54 @@
+"""Writing files that must survive a power cut: the only module that does.
+
+A file is written beside its place, flushed to the disk, renamed over it, and the folder is flushed too,
+so that after a power cut at any instant the old bytes or the new ones are there, whole.
+"""
+
+import os
+from pathlib import Path
+
+
+def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data``: afterwards it is on the disk; interrupted, the old bytes are.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        data: The whole new content.
+        mode: Permission bits of the new file; 0o600 for secrets.
+    """
+    make_folder(path.parent)
+    part = path.with_name(f".{path.name}.part")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _flush_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make ``path`` and what is missing above it, each entered durably into the folder above."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove the file ``path``, durably; nothing happens if it is not there."""
+    path.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append ``line`` to a log. Not flushed to the disk: a log is a witness, never the truth."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def _flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,36 @@
+"""What happened, one line of JSON an event, for people who ask later."""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from fleet import durable
+
+
+class Record(Protocol):
+    """Takes down one event: its name in the past tense, and fields that hold no secret and no reading."""
+
+    def __call__(self, event: str, **fields: Any) -> None: ...
+
+
+def ignore(event: str, **fields: Any) -> None:
+    """Record nothing."""
+
+
+class EventLog:
+    """Appends events to a file. A log is a witness, never the truth: nothing is ever read back to decide."""
+
+    def __init__(self, path: Path, clock: Callable[[], datetime]) -> None:
+        self._path = path
+        self._clock = clock
+
+    def record(self, who: str) -> Record:
+        """The recorder of one program."""
+
+        def record(event: str, **fields: Any) -> None:
+            line = {"at": self._clock().isoformat(), "who": who, "event": event, **fields}
+            durable.append_line(self._path, json.dumps(line))
+
+        return record

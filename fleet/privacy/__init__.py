@@ -1,0 +1,1 @@
+"""What may be learned about one example: the accounting, the noise and the release path."""

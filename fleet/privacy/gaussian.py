@@ -1,0 +1,102 @@
+"""Exact Gaussian differential privacy: (ε, δ) and μ, and the noise of a plan.
+
+Releases of sensitivity C with noise σC compose exactly to one μ-GDP mechanism with μ² = Σ 1/σ² (Dong, Roth and
+Su, "Gaussian Differential Privacy", 2019, Corollary 3.3), also when each σ is chosen after seeing earlier releases
+(Smith and Thakurta 2022). Its δ(ε) is closed: Balle and Wang 2018, Theorem 8. μ² is kept as an integer, in units
+of 1e-12, a charge rounded up and the budget rounded down, so that the recorded ε is never below the true one.
+"""
+
+import math
+from dataclasses import dataclass
+
+from fleet.errors import BudgetError
+
+MU2_UNIT = 10**12
+
+
+def delta_of(epsilon: float, mu: float) -> float:
+    """The δ of a μ-GDP mechanism at ε (Balle and Wang 2018, Theorem 8)."""
+    if mu == 0:
+        return 0.0
+    a, b = epsilon / mu - mu / 2, epsilon / mu + mu / 2
+    return max(0.0, _tail(a) - math.exp(min(epsilon + _log_tail(b), 0.0)))
+
+
+def epsilon_of(mu: float, delta: float) -> float:
+    """The least ε ≥ 0 that a μ-GDP mechanism keeps at δ, to 1e-12 relative, rounded up."""
+    if delta_of(0.0, mu) <= delta:
+        return 0.0
+    low, high = 0.0, 1.0
+    while delta_of(high, mu) > delta:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if delta_of(middle, mu) > delta else (low, middle)
+    return high
+
+
+def mu_of(epsilon: float, delta: float) -> float:
+    """The largest μ whose mechanism keeps (ε, δ), to 1e-12 relative, rounded down."""
+    low, high = 0.0, 1.0
+    while delta_of(epsilon, high) <= delta:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if delta_of(epsilon, middle) <= delta else (low, middle)
+    return low
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one partition of a node's data may cost, in integer μ² units."""
+
+    epsilon: float
+    delta: float
+
+    @property
+    def private(self) -> bool:
+        """Whether there is any promise: an infinite ε makes none."""
+        return math.isfinite(self.epsilon)
+
+    @property
+    def cap_mu2(self) -> int:
+        """The μ² that may be spent, rounded down; of ε infinite, so much that nothing reaches it."""
+        return math.floor(MU2_UNIT * mu_of(self.epsilon, self.delta) ** 2) if self.private else 2**62
+
+    def noise_multiplier(self, releases: int) -> float:
+        """σ such that ``releases`` charges fit under the cap, as tightly as integers allow; 0 without privacy.
+
+        Raises:
+            BudgetError: The budget cannot be cut into so many releases.
+        """
+        if not self.private:
+            return 0.0
+        share = self.cap_mu2 // releases - 1  # one unit below, so that rounding a charge up stays inside
+        if share < 1:
+            raise BudgetError(f"epsilon {self.epsilon:g} cannot be cut into {releases} releases; plan fewer")
+        return math.sqrt(MU2_UNIT / share)
+
+    def spent_epsilon(self, mu2: int) -> float:
+        """The ε of ``mu2`` units spent; infinite if nothing was promised and something was released."""
+        if not self.private:
+            return math.inf if mu2 else 0.0
+        return epsilon_of(math.sqrt(mu2 / MU2_UNIT), self.delta)
+
+
+def charge_of(noise_multiplier: float) -> int:
+    """The μ² units of one release, rounded up; one unit where nothing is promised, so that it is on record."""
+    if noise_multiplier == 0:
+        return 1
+    return math.ceil(MU2_UNIT / noise_multiplier**2)
+
+
+def _tail(x: float) -> float:
+    """P(N(0,1) > x)."""
+    return math.erfc(x / math.sqrt(2)) / 2
+
+
+def _log_tail(x: float) -> float:
+    """log P(N(0,1) > x), beyond where the tail itself underflows by the asymptotic series."""
+    if x < 30:
+        return math.log(_tail(x))
+    return -x * x / 2 - math.log(x * math.sqrt(2 * math.pi)) + math.log1p(-1 / x**2 + 3 / x**4)

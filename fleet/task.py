@@ -1,0 +1,197 @@
+"""A task: what a model author writes down once, and everything else follows from."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fleet.errors import InputError, TaskError
+from fleet.weights import Flat, Layout
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What goes into the model and what comes out: one example, without the batch axis.
+
+    Readings are clipped to ``low``..``high`` inside the graph; the bounds fix the quantizer's input range.
+    """
+
+    input: str
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    classes: tuple[str, ...]
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype != "float32":
+            raise TaskError(f"signature: dtype {self.dtype} is not supported, use float32")
+        if not self.low < self.high:
+            raise TaskError(f"signature: low {self.low} must be below high {self.high}")
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise TaskError("signature: classes must be at least two different names")
+        if not self.shape or min(self.shape) < 1:
+            raise TaskError(f"signature: shape {self.shape} must have positive sizes, without the batch axis")
+
+    def check(self, x: npt.NDArray[Any]) -> None:
+        """Refuse anything but one finite example of the declared shape and dtype.
+
+        Raises:
+            InputError: Says which of them it is.
+        """
+        if x.shape != self.shape:
+            raise InputError(f"{self.input}: shape {x.shape}, the task takes {self.shape}")
+        if x.dtype != np.dtype(self.dtype):
+            raise InputError(f"{self.input}: dtype {x.dtype}, the task takes {self.dtype}")
+        if not np.isfinite(x).all():
+            raise InputError(f"{self.input}: NaN or infinite values in the reading")
+
+    def check_label(self, label: int) -> None:
+        """Refuse a label that is not the index of a class.
+
+        Raises:
+            InputError: The label is out of range.
+        """
+        if not 0 <= label < len(self.classes):
+            raise InputError(f"label {label}: the task has classes 0 to {len(self.classes) - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyUnit:
+    """Whose presence is hidden. ``group`` is how many windows one stretch of real data can appear in."""
+
+    name: str
+    group: int = 1
+
+    def __post_init__(self) -> None:
+        if self.group < 1:
+            raise TaskError(f"unit: group {self.group} must be 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Labelled examples in order of arrival: ``x`` float32 ``(n, *shape)``, ``y`` int64 ``(n,)``."""
+
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise TaskError(f"{len(self.x)} windows but {len(self.y)} labels")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What one device saw: ``train`` came first and may be learned from, ``live`` comes later as a stream."""
+
+    person: str
+    train: Windows
+    live: Windows
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a node takes its local steps: ``w -= learning_rate * (noisy clipped sum) / examples``.
+
+    ``examples`` is a public constant near the number of examples of a device; the true number stays private.
+    """
+
+    learning_rate: float
+    examples: int
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0 or self.examples < 1:
+            raise TaskError("training: learning_rate and examples must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A model, what it takes and gives, the unit of privacy, and where a simulation finds data.
+
+    Attributes:
+        model: Makes the torch module; it sees ``(batch, *signature.shape)`` float32 and returns one logit a class.
+            It computes each example on its own: no BatchNorm.
+        devices: The recordings of the simulated devices by name; one person may wear several.
+        donor: Public data that release 0 is fitted to; without it, release 0 is the model as it was made.
+    """
+
+    name: str
+    model: "Callable[[], torch.nn.Module]"
+    signature: Signature
+    unit: PrivacyUnit
+    training: Training
+    devices: Callable[[], dict[str, Recording]] = field(compare=False)
+    donor: Callable[[], Windows] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise TaskError(f"task name {self.name!r}: use letters, digits and underscores")
+
+    @property
+    def input_size(self) -> int:
+        """Values in one example."""
+        return prod(self.signature.shape)
+
+
+def layout_of(model: "torch.nn.Module") -> Layout:
+    """The layout of the parameters that training changes, in ``named_parameters`` order."""
+    named = [(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
+    return Layout(tuple(name for name, _ in named), tuple(shape for _, shape in named))
+
+
+def weights_of(model: "torch.nn.Module") -> Flat:
+    """The parameters that training changes, as one flat vector."""
+    parameters = {name: p.detach().numpy() for name, p in model.named_parameters() if p.requires_grad}
+    return layout_of(model).flatten(parameters)
+
+
+def set_weights(model: "torch.nn.Module", flat: Flat) -> None:
+    """Write ``flat`` into the parameters that training changes."""
+    import torch
+
+    values = layout_of(model).unflatten(flat)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.from_numpy(values[name].copy()))
+
+
+def load(reference: str, folder: Path) -> Task:
+    """The task that ``reference`` names, such as ``task.py:TASK``, relative to ``folder``.
+
+    Raises:
+        TaskError: The file or the name is not there, the file fails, or it is no ``Task``.
+    """
+    file, _, name = reference.partition(":")
+    path = folder / file
+    if not path.is_file():
+        raise TaskError(f"task file {path} is not there; write it or fix [task] file in fleet.toml")
+    module = _run(path)
+    task = getattr(module, name or "TASK", None)
+    if not isinstance(task, Task):
+        raise TaskError(f"{path} has no Task named {name or 'TASK'}")
+    return task
+
+
+def _run(path: Path) -> object:
+    spec = importlib.util.spec_from_file_location(f"edgefleet_task_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # noqa: S101 - a path of a file always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 - the author's code may raise anything
+        raise TaskError(f"{path} failed: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,58 @@
+"""Does an artifact load and compute here what was signed? Asked in a child process, which may die of the answer."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from fleet.errors import TrustError
+from fleet.release import Release
+
+MEMORY_BYTES = 4 << 30
+CPU_SECONDS = 20
+TIMEOUT_S = 60
+
+
+def admit(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...]) -> None:
+    """Refuse an artifact that does not load within limits or does not give the signed golden outputs.
+
+    Raises:
+        TrustError: Says which; the release must not go on.
+    """
+    order = json.dumps({"artifact": str(artifact), "shape": shape})
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "node.admission", order],
+            input=golden,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TrustError(f"release {release.number} did not load within {TIMEOUT_S} s") from error
+    if child.returncode:
+        reason = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit {child.returncode}"]
+        raise TrustError(f"release {release.number} does not load: {reason[-1]}")
+    if child.stdout.decode() != release.golden:
+        raise TrustError(f"release {release.number} computes other golden outputs than were signed ({release.runtime})")
+
+
+def _golden_digest(order: str, golden: bytes) -> str:
+    from fleet.artifact import golden_digest, open_session
+
+    wish = json.loads(order)
+    inputs = np.frombuffer(golden, "<f4").astype(np.float32).reshape(-1, *wish["shape"])
+    return golden_digest(open_session(Path(wish["artifact"]).read_bytes()), inputs)
+
+
+def _main() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    sys.stdout.write(_golden_digest(sys.argv[1], sys.stdin.buffer.read()))
+
+
+if __name__ == "__main__":
+    _main()

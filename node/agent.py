@@ -1,0 +1,252 @@
+"""The node agent: answers, keeps what it saw, learns a private update when a round asks, and minds its releases."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fleet.errors import BudgetError, FleetError, LinkError, TrustError
+from fleet.events import Record, ignore
+from fleet.messages import ReportInstruction, UpdateInstruction
+from fleet.privacy.gaussian import Budget
+from fleet.privacy.noise import LatticeGaussian
+from fleet.release import Rollout
+from fleet.signing import Sealed
+from fleet.task import Task
+from node.buffer import Buffer
+from node.catalog import Catalog
+from node.floors import SqliteFloors
+from node.identity import Identity
+from node.installer import FolderFetcher, Installer
+from node.learner import Learner
+from node.ledger import Ledger
+from node.outbox import Outbox, Parcel
+from node.predictor import Answer
+from node.promotion import StageLog
+from node.reporter import Reporter
+from node.serving import Serving
+from node.shadow import Shadow
+from node.slots import Slots
+from node.store import open_store
+
+POLL_INTERVAL = timedelta(hours=1)
+
+
+class Agent:
+    """A whole node over one folder. It answers in every state of the network; change needs fresh signatures."""
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        *,
+        fetcher: FolderFetcher,
+        clock: Callable[[], datetime],
+        record: Record = ignore,
+    ) -> None:
+        """Open a provisioned node's folder, as it was left, however it was left.
+
+        Raises:
+            TamperedError: Its store or its ledger was altered.
+            TrustError: It was never provisioned.
+        """
+        self._store = open_store(folder / "node.db")
+        identity = Identity.load(self._store)
+        if identity is None:
+            raise TrustError(f"{folder} was never provisioned")
+        self._identity = identity
+        self._task = task
+        self._clock = clock
+        self._record = record
+        self._open_learning()
+        self._open_serving(folder, fetcher)
+
+    def _open_learning(self) -> None:
+        identity, privacy = self._identity, self._identity.settings.privacy
+        budget = Budget(privacy.epsilon, privacy.delta)
+        self.ledger = Ledger(self._store, budget)
+        self.buffer = Buffer(self._store, self._task.signature, partition_size=privacy.partition_examples)
+        self._noise = LatticeGaussian()
+        self._noise_multiplier = budget.noise_multiplier(privacy.planned_releases)
+        self._learner: Learner | None = None
+        self._outbox = Outbox(self._store, self.ledger, node=identity.name, key=identity.key)
+        self._wish: UpdateInstruction | None = None
+
+    def _open_serving(self, folder: Path, fetcher: FolderFetcher) -> None:
+        identity = self._identity
+        floors = SqliteFloors(self._store)
+        installer = Installer(folder / "trust", identity.root, fetcher, floors, clock=self._clock)
+        self._catalog = Catalog(installer)
+        self._rollout: Rollout | None = None
+        self._next_poll = datetime.min.replace(tzinfo=self._clock().tzinfo)
+        self.shadow = Shadow(self._store, self._task.signature)
+        self._reporter = Reporter(
+            self._store, self.ledger, self.shadow, self._noise, node=identity.name, key=identity.key
+        )
+        self.stages = StageLog(self._store)
+        self.serving = Serving(
+            identity.name,
+            self._task.signature,
+            stages=self.stages,
+            slots=Slots(folder / "slots"),
+            shadow=self.shadow,
+            record=self._record,
+        )
+
+    @property
+    def name(self) -> str:
+        """The node's name in the fleet."""
+        return self._identity.name
+
+    @property
+    def public_key(self) -> Ed25519PublicKey:
+        """The key that the node's updates and reports verify with."""
+        return self._identity.key.public_key()
+
+    def install(self) -> None:
+        """Install the first release of a new node: the newest that everybody may serve.
+
+        Raises:
+            LinkError: The coordinator's shelf cannot be reached.
+            TrustError: Nothing on it may be served.
+        """
+        self._catalog.refresh()
+        rollout = self._catalog.rollout()
+        if rollout is None or not rollout.includes(self.name):
+            raise TrustError(f"{self.name}: the coordinator offers no release to begin with")
+        self.serving.provision(self._catalog, rollout.release)
+
+    def answer(self, x: npt.NDArray[np.float32]) -> tuple[int, Answer]:
+        """Classify a reading with the active release; the request's number, for the label that comes later.
+
+        Raises:
+            InputError: The reading is not what the task declares; nothing is kept.
+            TrustError: The node was never provisioned.
+        """
+        if self.serving.active is None:
+            raise TrustError(f"{self.name} has no release to answer with")
+        answer = self.serving.active.answer(x)
+        seq = self.shadow.next_seq()
+        self.shadow.record(seq, x, answer)
+        return seq, answer
+
+    def label(self, seq: int, label: int) -> None:
+        """The truth about an earlier answer, from whoever knows it; the first one counts.
+
+        Raises:
+            InputError: There was no such request, or there is no such class.
+        """
+        self.shadow.label(seq, label)
+
+    def step(self) -> None:
+        """What the node does between readings: pull, promote or go back, learn if a round asked."""
+        try:
+            self._pull()
+        except (LinkError, TrustError) as error:
+            self._record("kept", reason=str(error))
+        self.serving.settle(self._rollout)
+        self._learn()
+
+    def update(self, sealed: Sealed) -> Parcel | None:
+        """The update for the instruction's round: the same bytes however often it asks, None while there is none.
+
+        Raises:
+            TrustError: The coordinator did not sign this, or it expired; nothing happens.
+        """
+        wish = UpdateInstruction.verified(sealed, self._identity.coordinator, now=self._clock())
+        self._check_task(wish.task)
+        parcel = self._outbox.answer(wish, max_staleness=self._identity.settings.round.max_staleness)
+        self._wish = None if parcel else wish
+        return parcel
+
+    def report(self, sealed: Sealed) -> Sealed | None:
+        """What live windows say of the release asked about; None while there are too few.
+
+        Raises:
+            TrustError: The coordinator did not sign this, or it expired; nothing happens.
+        """
+        wish = ReportInstruction.verified(sealed, self._identity.coordinator, now=self._clock())
+        self._check_task(wish.task)
+        try:
+            return self._reporter.answer(wish)
+        except BudgetError as error:
+            self._record("report-refused", release=wish.release, reason=str(error))
+            return None
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._store.close()
+
+    def _check_task(self, task: str) -> None:
+        if task != self._task.name:
+            raise TrustError(f"{self.name} works on {self._task.name}, the instruction is for {task}")
+
+    def _pull(self) -> None:
+        if self._clock() < self._next_poll and not self._wants_base():
+            return
+        self._catalog.refresh()
+        self._rollout = self._catalog.rollout()
+        self._next_poll = self._clock() + POLL_INTERVAL
+        if self._rollout:
+            self.serving.consider(self._rollout, self._catalog)
+
+    def _wants_base(self) -> bool:
+        return self._wish is not None and not self._outbox.waiting(self._wish.base)
+
+    def _learn(self) -> None:
+        """One session for the round that asked. Only a timer and an instruction decide when, never the data."""
+        wish = self._wish
+        if wish is None or not self._wants_base():
+            return
+        try:
+            base, weights = self._catalog.base(wish.base)
+            if base.payload != wish.base_digest:
+                raise TrustError(f"base {wish.base} is not the one that the instruction names")
+            session = self._session(weights)
+        except FleetError as error:
+            self._record("not-learned", round=wish.round, reason=str(error))
+        else:
+            if session:
+                self._outbox.put(*session, base=base.number, base_digest=base.payload)
+        self._wish = None
+
+    def _session(self, weights: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int] | None:
+        settings = self._identity.settings
+        if self._learner is None:
+            self._learner = Learner(
+                self._task, self.ledger, self.buffer, self._noise, clipping_norm=settings.privacy.clipping_norm
+            )
+        return self._learner.learn(
+            weights, releases=settings.session_releases, noise_multiplier=self._noise_multiplier
+        )
+
+
+def provision(
+    folder: Path,
+    identity: Callable[[], Identity],
+    task: Task,
+    *,
+    fetcher: FolderFetcher,
+    clock: Callable[[], datetime],
+    record: Record = ignore,
+) -> Agent:
+    """Open a node; if it is new, pin an identity and install the release that everybody may serve.
+
+    Interrupted and called again, it goes on where it was.
+
+    Raises:
+        LinkError: The coordinator's shelf cannot be reached.
+        TrustError: What it offers must not be used.
+    """
+    store = open_store(folder / "node.db")
+    if Identity.load(store) is None:
+        identity().save(store)
+    store.close()
+    agent = Agent(folder, task, fetcher=fetcher, clock=clock, record=record)
+    if agent.serving.active is None:
+        agent.install()
+    return agent

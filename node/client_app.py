@@ -1,0 +1,53 @@
+"""Flower's door to a node: translates messages, and hands over to the agent."""
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fleet.errors import FleetError
+from fleet.messages import CODEC
+from fleet.signing import Sealed
+from node.agent import Agent
+from node.outbox import Parcel
+
+REFUSED = 401
+
+
+def client_app(agent: Agent) -> ClientApp:
+    """The ClientApp of one node."""
+    app = ClientApp()
+
+    @app.train("update")
+    def update(message: Message, context: Context) -> Message:
+        try:
+            parcel = agent.update(_sealed(message, "instruction"))
+        except FleetError as error:
+            return Message(Error(REFUSED, str(error)), reply_to=message)
+        return Message(_update_records(parcel), reply_to=message)
+
+    @app.evaluate("report")
+    def report(message: Message, context: Context) -> Message:
+        try:
+            sealed = agent.report(_sealed(message, "instruction"))
+        except FleetError as error:
+            return Message(Error(REFUSED, str(error)), reply_to=message)
+        return Message(RecordDict({"report": _record(sealed)} if sealed else {}), reply_to=message)
+
+    return app
+
+
+def _sealed(message: Message, name: str) -> Sealed:
+    record = message.content.config_records.get(name, ConfigRecord())
+    body, signature = record.get("body"), record.get("signature")
+    return Sealed(body if isinstance(body, bytes) else b"", signature if isinstance(signature, bytes) else b"")
+
+
+def _record(sealed: Sealed) -> ConfigRecord:
+    return ConfigRecord({"body": sealed.body, "signature": sealed.signature})
+
+
+def _update_records(parcel: Parcel | None) -> RecordDict:
+    """One flat array and one signed record; empty when there is nothing yet."""
+    if parcel is None:
+        return RecordDict()
+    delta = Array("float32", (len(parcel.payload) // 4,), CODEC, parcel.payload)
+    return RecordDict({"update": _record(parcel.sealed), "delta": ArrayRecord({"delta": delta})})

@@ -1,0 +1,79 @@
+"""Who a node is and whom it trusts: pinned once, when it is provisioned."""
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fleet.errors import TamperedError
+from fleet.settings import Settings
+from fleet.signing import canonical
+from node.store import transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A node's name, its own key, and what it was born trusting.
+
+    Attributes:
+        coordinator: The key that instructions must be signed with.
+        root: The trusted root metadata of The Update Framework.
+        settings: The node's own privacy settings: no coordinator can weaken them.
+    """
+
+    name: str
+    key: Ed25519PrivateKey
+    coordinator: Ed25519PublicKey
+    root: bytes
+    settings: Settings
+
+    def __repr__(self) -> str:
+        return f"Identity(name={self.name!r})"
+
+    def save(self, store: sqlite3.Connection) -> None:
+        """Pin this identity, once.
+
+        Raises:
+            TamperedError: The store has an identity already.
+        """
+        rows = {
+            "name": self.name.encode(),
+            "key": self.key.private_bytes_raw(),
+            "coordinator": self.coordinator.public_bytes_raw(),
+            "root": self.root,
+            "settings": canonical(_finite(self.settings.to_json())),
+        }
+        with transaction(store):
+            if store.execute("select 1 from identity").fetchone():
+                raise TamperedError(f"{self.name}: this store has an identity already")
+            store.executemany("insert into identity values (?, ?)", rows.items())
+
+    @classmethod
+    def load(cls, store: sqlite3.Connection) -> "Identity | None":
+        """The pinned identity; None if the node was never provisioned.
+
+        Raises:
+            TamperedError: Parts of it are missing.
+        """
+        rows: dict[str, bytes] = dict(store.execute("select name, value from identity").fetchall())
+        if not rows:
+            return None
+        try:
+            return cls(
+                name=rows["name"].decode(),
+                key=Ed25519PrivateKey.from_private_bytes(rows["key"]),
+                coordinator=Ed25519PublicKey.from_public_bytes(rows["coordinator"]),
+                root=rows["root"],
+                settings=Settings.from_json(json.loads(rows["settings"])),
+            )
+        except (KeyError, ValueError) as error:
+            raise TamperedError(f"identity: {error} is missing or wrong") from error
+
+
+def _finite(sections: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """JSON has no infinity: an infinite number travels as text."""
+    return {
+        name: {key: "inf" if value == float("inf") else value for key, value in section.items()}
+        for name, section in sections.items()
+    }

@@ -1,0 +1,127 @@
+"""The life of a release on one node: which moves exist, and which one the evidence calls for."""
+
+import sqlite3
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Where a release stands on this node."""
+
+    STAGED = "staged"
+    ADMITTED = "admitted"
+    SHADOW = "shadow"
+    PROBATION = "probation"
+    COMMITTED = "committed"
+    REJECTED = "rejected"
+    ROLLED_BACK = "rolled-back"
+
+
+NEXT = {
+    Stage.STAGED: {Stage.ADMITTED, Stage.REJECTED},
+    Stage.ADMITTED: {Stage.SHADOW, Stage.REJECTED},
+    Stage.SHADOW: {Stage.PROBATION, Stage.REJECTED},
+    Stage.PROBATION: {Stage.COMMITTED, Stage.ROLLED_BACK},
+}
+CANDIDATE = frozenset(NEXT)
+FINAL = frozenset(Stage) - CANDIDATE
+
+# An always-valid test at every window of every release: a veto needs this much evidence (Ville's inequality).
+VETO_EVIDENCE = 1 / 0.05
+ROLLBACK_EVIDENCE = 1 / 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What a node knows about a release that it watches.
+
+    Attributes:
+        in_wave: The signed rollout names this release and this node.
+        withdrawn: The rollout was halted, or a newer release is offered.
+        skips_shadow: It takes another release back; its weights were served before.
+        harm: Evidence that it answers worse than the model beside it.
+        windows: Labelled windows compared in this stage.
+        quota: Windows that a probation lasts.
+    """
+
+    in_wave: bool
+    withdrawn: bool
+    skips_shadow: bool
+    harm: float
+    windows: int
+    quota: int
+
+
+def next_stage(stage: Stage, signs: Signs) -> tuple[Stage, str] | None:
+    """The move that the signs call for, with its reason; None to stay. The fleet decides, a node can only veto."""
+    if stage is Stage.ADMITTED:
+        return Stage.SHADOW, "admitted"
+    if stage is Stage.SHADOW:
+        if signs.withdrawn:
+            return Stage.REJECTED, "withdrawn by the coordinator"
+        if signs.harm >= VETO_EVIDENCE:
+            return Stage.REJECTED, f"veto: evidence of harm {signs.harm:.0f}"
+        if signs.in_wave:
+            return Stage.PROBATION, "its wave opened"
+    if stage is Stage.PROBATION:
+        if signs.withdrawn:
+            return Stage.ROLLED_BACK, "withdrawn by the coordinator"
+        if signs.harm >= ROLLBACK_EVIDENCE:
+            return Stage.ROLLED_BACK, f"evidence of harm {signs.harm:.0f}"
+        if signs.skips_shadow or signs.windows >= signs.quota:
+            return Stage.COMMITTED, f"{signs.windows} windows on probation"
+    return None
+
+
+class StageLog:
+    """Every move, one durable append; the last row of a release is where it stands."""
+
+    def __init__(self, store: sqlite3.Connection) -> None:
+        self._store = store
+
+    def append(self, release: int, stage: Stage, reason: str) -> None:
+        """Record a move that exists.
+
+        Raises:
+            ValueError: It does not: the table is the law.
+        """
+        current = self.stage(release)
+        allowed = NEXT.get(current, set()) if current else {Stage.STAGED}
+        if stage not in allowed:
+            raise ValueError(f"release {release} cannot go from {current} to {stage}")
+        self._store.execute(
+            "insert into stage (release, stage, reason) values (?, ?, ?)", (release, stage.value, reason)
+        )
+
+    def stage(self, release: int) -> Stage | None:
+        """Where ``release`` stands; None if it was never staged here."""
+        query = "select stage from stage where release = ? order by seq desc limit 1"
+        row = self._store.execute(query, (release,)).fetchone()
+        return Stage(row[0]) if row else None
+
+    def newest(self) -> int | None:
+        """The highest release ever staged here; nothing at or below it is staged again."""
+        value = self._store.execute("select max(release) from stage").fetchone()[0]
+        return None if value is None else int(value)
+
+    def candidate(self) -> tuple[int, Stage] | None:
+        """The release that is on its way, if one is."""
+        newest = self.newest()
+        stage = None if newest is None else self.stage(newest)
+        return (newest, stage) if newest is not None and stage in CANDIDATE else None
+
+    def serving(self) -> tuple[int | None, int | None]:
+        """The release that should answer by this log, and the one before it: what the pointer must say."""
+        committed = [row[0] for row in self._rows_of(Stage.COMMITTED)]
+        candidate = self.candidate()
+        if candidate and candidate[1] is Stage.PROBATION:
+            return candidate[0], committed[-1] if committed else None
+        return (committed[-1] if committed else None), (committed[-2] if len(committed) > 1 else None)
+
+    def history(self) -> list[tuple[int, Stage, str]]:
+        """All moves, oldest first."""
+        rows = self._store.execute("select release, stage, reason from stage order by seq")
+        return [(row[0], Stage(row[1]), row[2]) for row in rows]
+
+    def _rows_of(self, stage: Stage) -> list[tuple[int]]:
+        return self._store.execute("select release from stage where stage = ? order by seq", (stage.value,)).fetchall()

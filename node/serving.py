@@ -1,0 +1,139 @@
+"""Which release answers and which one watches: moves releases through their stages, and the pointer after them."""
+
+from fleet.errors import TamperedError, TrustError
+from fleet.events import Record
+from fleet.evidence import harm_evidence
+from fleet.messages import Watch
+from fleet.release import Release, Rollout
+from fleet.task import Signature
+from node.admission import admit
+from node.catalog import Catalog
+from node.predictor import Predictor
+from node.promotion import Signs, Stage, StageLog, next_stage
+from node.shadow import Shadow
+from node.slots import Pointer, Slots
+
+_PROVISIONED = {
+    Stage.STAGED: Stage.ADMITTED,
+    Stage.ADMITTED: Stage.SHADOW,
+    Stage.SHADOW: Stage.PROBATION,
+    Stage.PROBATION: Stage.COMMITTED,
+}
+
+
+class Serving:
+    """The models of a node. The stage log decides; pointer and memory follow it, also after a crash."""
+
+    def __init__(
+        self, node: str, signature: Signature, *, stages: StageLog, slots: Slots, shadow: Shadow, record: Record
+    ) -> None:
+        self._node = node
+        self._signature = signature
+        self._stages = stages
+        self._slots = slots
+        self._shadow = shadow
+        self._record = record
+        self.active: Predictor | None = None
+        self.rival: Predictor | None = None
+        self._follow()
+
+    def provision(self, catalog: Catalog, number: int) -> None:
+        """Install a node's first release: verified and admitted; there is nothing to compare it with."""
+        if self._stages.newest() is None:
+            self._stage(*catalog.release(number))
+        while candidate := self._stages.candidate():
+            if candidate[1] is Stage.STAGED:
+                self._check(candidate[0])
+            self._move(candidate[0], _PROVISIONED[candidate[1]], "provisioned")
+        self._follow()
+
+    def consider(self, rollout: Rollout, catalog: Catalog) -> None:
+        """Stage the release that the rollout offers, unless it was tried before or another is on probation."""
+        if rollout.release <= (self._stages.newest() or 0):
+            return
+        offered, artifact, golden = catalog.release(rollout.release)
+        if candidate := self._stages.candidate():
+            self._supersede(*candidate, offered)
+        if self._stages.candidate() is None and not rollout.halted:
+            self._stage(offered, artifact, golden)
+
+    def settle(self, rollout: Rollout | None) -> None:
+        """Make every move that the evidence calls for now."""
+        self._shadow.compare(self.rival, self.active.release if self.active else 0)
+        while candidate := self._stages.candidate():
+            release, stage = candidate
+            move = self._admission(release) if stage is Stage.STAGED else self._next(release, stage, rollout)
+            if move is None:
+                break
+            self._move(release, *move)
+        self._follow()
+
+    def _stage(self, release: Release, artifact: bytes, golden: bytes) -> None:
+        self._slots.store(release, artifact, golden)
+        self._move(release.number, Stage.STAGED, "verified")
+
+    def _supersede(self, number: int, stage: Stage, offered: Release) -> None:
+        withdrawn = offered.withdraws == number
+        if stage is not Stage.PROBATION:
+            self._move(number, Stage.REJECTED, "withdrawn" if withdrawn else "superseded")
+        elif withdrawn:
+            self._move(number, Stage.ROLLED_BACK, "withdrawn")
+        self._follow()
+
+    def _admission(self, number: int) -> tuple[Stage, str]:
+        try:
+            self._check(number)
+        except TrustError as error:
+            return Stage.REJECTED, str(error)
+        return Stage.ADMITTED, "golden outputs match"
+
+    def _check(self, number: int) -> None:
+        release = self._slots.release(number)
+        admit(self._slots.path(number), release, self._slots.golden(number), self._signature.shape)
+
+    def _next(self, number: int, stage: Stage, rollout: Rollout | None) -> tuple[Stage, str] | None:
+        release = self._slots.release(number)
+        watch = Watch.PROBATION if stage is Stage.PROBATION else Watch.SHADOW
+        pairs = self._shadow.pairs(number, watch)
+        current = rollout if rollout and rollout.release == number else None
+        signs = Signs(
+            in_wave=current is not None and current.includes(self._node),
+            withdrawn=current is not None and current.halted,
+            skips_shadow=release.withdraws > 0,
+            harm=harm_evidence(pair.harm for pair in pairs),
+            windows=len(pairs),
+            quota=release.probation_windows,
+        )
+        return next_stage(stage, signs)
+
+    def _move(self, number: int, stage: Stage, reason: str) -> None:
+        self._stages.append(number, stage, reason)
+        self._record(stage.value, release=number, reason=reason)
+
+    def _follow(self) -> None:
+        """Make pointer and memory what the log says."""
+        active, previous = self._stages.serving()
+        if active is None:
+            return
+        self._slots.point(Pointer(active, previous))
+        self.active = self._opened(active, previous)
+        candidate = self._stages.candidate()
+        rival = {Stage.SHADOW: candidate[0], Stage.PROBATION: previous}.get(candidate[1]) if candidate else None
+        self.rival = self._open(rival) if rival is not None else None
+        self._slots.clear(keep={active, previous or active, candidate[0] if candidate else active})
+
+    def _opened(self, active: int, previous: int | None) -> Predictor:
+        """The active release; if its bytes were damaged on the disk, the one before it."""
+        try:
+            return self._open(active)
+        except TamperedError as error:
+            self._record("damaged", release=active, reason=str(error))
+            if previous is None:
+                raise
+            return self._open(previous)
+
+    def _open(self, number: int) -> Predictor:
+        for predictor in (self.active, self.rival):
+            if predictor is not None and predictor.release == number:
+                return predictor
+        return Predictor(number, self._slots.artifact(number), self._signature)

@@ -1,0 +1,91 @@
+"""Artifacts on disk by their digest, and the one pointer that says which of them answers."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fleet import durable
+from fleet.errors import TamperedError
+from fleet.release import Release
+from fleet.signing import canonical, sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Which release answers, and which would after a rollback."""
+
+    active: int
+    previous: int | None
+
+
+class Slots:
+    """A node's releases: one folder each, content checked at every load, switched by one atomic file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def store(self, release: Release, artifact: bytes, golden: bytes) -> None:
+        """Write a release beside the others. Not active, and harmless if interrupted."""
+        folder = self._slot(release.number)
+        durable.write(folder / "artifact.onnx", artifact)
+        durable.write(folder / "golden.bin", golden)
+        durable.write(folder / "manifest.json", release.to_bytes())
+
+    def release(self, number: int) -> Release:
+        """The manifest of a stored release.
+
+        Raises:
+            TamperedError: It is missing or cannot be read.
+        """
+        return Release.from_bytes(self._read(number, "manifest.json"))
+
+    def artifact(self, number: int) -> bytes:
+        """The artifact of a stored release, hashed again on the way out.
+
+        Raises:
+            TamperedError: The bytes are not those that were signed.
+        """
+        data = self._read(number, "artifact.onnx")
+        if sha256(data) != self.release(number).artifact:
+            raise TamperedError(f"slot {number}: the artifact on disk is not the one that was signed")
+        return data
+
+    def golden(self, number: int) -> bytes:
+        """The golden inputs of a stored release, little-endian float32."""
+        return self._read(number, "golden.bin")
+
+    def path(self, number: int) -> Path:
+        """The artifact's file, for a child process to open."""
+        return self._slot(number) / "artifact.onnx"
+
+    def pointer(self) -> Pointer | None:
+        """What answers now; None before the first release."""
+        try:
+            return Pointer(**json.loads((self._folder / "active.json").read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise TamperedError(f"{self._folder / 'active.json'} cannot be read: {error}") from error
+
+    def point(self, pointer: Pointer) -> None:
+        """Switch, atomically: after a power cut the old pointer holds or the new one."""
+        if pointer != self.pointer():
+            durable.write(self._folder / "active.json", canonical(asdict(pointer)))
+
+    def clear(self, keep: Iterable[int]) -> None:
+        """Remove the artifacts of releases that nothing can return to."""
+        kept = {f"{number:08d}" for number in keep}
+        for folder in self._folder.glob("[0-9]*"):
+            if folder.name not in kept:
+                shutil.rmtree(folder)
+
+    def _slot(self, number: int) -> Path:
+        return self._folder / f"{number:08d}"
+
+    def _read(self, number: int, name: str) -> bytes:
+        try:
+            return (self._slot(number) / name).read_bytes()
+        except OSError as error:
+            raise TamperedError(f"slot {number}: {name} cannot be read: {error.strerror}") from error

@@ -1,0 +1,64 @@
+"""The one SQLite file that holds a node's state, apart from its slots."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fleet.durable import make_folder
+from fleet.errors import TamperedError
+
+_SCHEMA = """
+create table if not exists identity (name text primary key, value blob not null);
+create table if not exists charge (
+    seq integer primary key, partition text not null, purpose text not null,
+    mu2 integer not null check (mu2 > 0), previous text not null, hash text not null unique);
+create trigger if not exists charge_kept before update on charge begin select raise(abort, 'append only'); end;
+create trigger if not exists charge_stays before delete on charge begin select raise(abort, 'append only'); end;
+create table if not exists example (
+    seq integer primary key, partition integer not null, x blob not null, y integer not null);
+create table if not exists reading (
+    seq integer primary key, x blob, release integer not null, answer integer not null,
+    rival integer, rival_answer integer, label integer, report text);
+create table if not exists session (
+    seq integer primary key, base integer not null, base_digest text not null, mu2 integer not null,
+    payload blob not null, round integer unique, body blob, signature blob);
+create table if not exists report (
+    release integer not null, watch text not null, body blob not null, signature blob not null,
+    primary key (release, watch));
+create table if not exists stage (
+    seq integer primary key, release integer not null, stage text not null, reason text not null);
+create trigger if not exists stage_kept before update on stage begin select raise(abort, 'append only'); end;
+create trigger if not exists stage_stays before delete on stage begin select raise(abort, 'append only'); end;
+"""
+
+
+def open_store(path: Path) -> sqlite3.Connection:
+    """A connection in autocommit whose commits are on the disk when they return (WAL, ``synchronous=FULL``).
+
+    Raises:
+        TamperedError: The file is no database of ours.
+    """
+    make_folder(path.parent)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
+    try:
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("pragma synchronous=full")
+        connection.executescript(_SCHEMA)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise TamperedError(f"{path} cannot be read as a node's store: {error}") from error
+    path.chmod(0o600)
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of it, durably, or none of it."""
+    connection.execute("begin immediate")
+    try:
+        yield
+    except BaseException:
+        connection.execute("rollback")
+        raise
+    connection.execute("commit")

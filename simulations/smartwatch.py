@@ -1,0 +1,232 @@
+"""The built-in task: which shoulder exercise is this, from two seconds of a smartwatch's motion."""
+
+from functools import cache, partial
+from itertools import pairwise
+from math import sqrt
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fleet.errors import UsageError
+from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows
+from simulations import spar
+
+Model = Literal["features", "cnn"]
+
+PERSONS = 10
+FEATURES = 147
+SIGNATURE = Signature(
+    input="x",
+    shape=(spar.CHANNELS, spar.SAMPLES),
+    low=-35.0,  # what the sensors can say: 35 rad/s (2000 °/s); 16 g lies well inside
+    high=35.0,
+    classes=spar.CLASSES,
+)
+
+_UNIT = PrivacyUnit("2 s window, disjoint", group=1)
+_TRAINING = {"features": Training(learning_rate=30.0, examples=80), "cnn": Training(learning_rate=8.0, examples=80)}
+_SCALE = (1.0, 1.0, 1.0, 2.5, 2.5, 2.5)  # g and rad/s to about one: public constants
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_BANDS = (0, 1, 2, 3, 4, 6, 9, 14, 22, 51)  # edges in bins of 0.5 Hz
+_LAGS = (5, 10, 20, 35, 50)  # samples of 20 ms
+_WIDEST = 4.0  # standard deviations of the donor; what lies beyond counts as this
+
+
+def smartwatch(model: Model = "features", fold: int = 0) -> Task:
+    """The task in which person ``fold`` is the public donor and the other nine people wear the devices.
+
+    ``features`` trains a linear head on fixed features; ``cnn`` trains a small convolutional network.
+
+    Raises:
+        UsageError: There is no such model or fold.
+        MissingExtraError: The data set is not installed.
+    """
+    if model not in get_args(Model):
+        raise UsageError(f"model {model!r} is not known: use features or cnn")
+    donor = _person(fold)
+    return Task(
+        name=f"smartwatch_{model}",
+        model=partial(_features, donor) if model == "features" else Cnn,
+        signature=SIGNATURE,
+        unit=_UNIT,
+        training=_TRAINING[model],
+        devices=partial(_devices, donor),
+        donor=partial(_public, donor),
+    )
+
+
+def held_out(fold: int) -> str:
+    """The person whose devices judge the fold and never train: the one after its donor.
+
+    Raises:
+        UsageError: There is no such fold.
+    """
+    _person(fold)
+    return _person((fold + 1) % PERSONS)
+
+
+class Features(nn.Module):
+    """Fixed features, standardised by public constants, under a linear head: 1036 weights to train.
+
+    The head's input is no longer than 4 whatever comes in, and so is bounded what one example can change.
+    """
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        """``mean`` and ``deviation``, both ``(147,)``, come from public data."""
+        super().__init__()
+        self.front = Statistics()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", 1 / (deviation * sqrt(FEATURES)))
+        self.clip = nn.Hardtanh(-_WIDEST / sqrt(FEATURES), _WIDEST / sqrt(FEATURES))
+        self.head = nn.Linear(FEATURES, len(SIGNATURE.classes), device="meta").to_empty(device="cpu")
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(batch, 7)`` of windows ``(batch, 6, 100)``."""
+        standardised = (self.front(x) - self.get_buffer("mean")) * self.get_buffer("scale")
+        logits: Tensor = self.head(self.clip(standardised))
+        return logits
+
+
+class Statistics(nn.Module):
+    """The classic features of human activity recognition: moments, quantiles, spectrum, correlations.
+
+    Finite for every window, silence and constants included; it has nothing to train.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.tensor(_SCALE).reciprocal().reshape(-1, 1))
+        self.register_buffer("fourier", _fourier())
+        self.register_buffer("bands", _bands())
+        self.register_buffer("quantiles", _quantiles())
+        self.pairs = [(i, j) for i in range(spar.CHANNELS) for j in range(i + 1, spar.CHANNELS)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features ``(batch, 147)`` of windows ``(batch, 6, 100)``."""
+        w = x.clamp(SIGNATURE.low, SIGNATURE.high) * self.get_buffer("unit")
+        mean = w.mean(-1)
+        centred = w - mean.unsqueeze(-1)
+        variance = (centred * centred).mean(-1)
+        spread = variance.sqrt()
+        quantiles = w.sort(-1).values @ self.get_buffer("quantiles")
+        parts = [
+            mean,
+            spread,
+            quantiles.transpose(1, 2).flatten(1),
+            self._correlations(centred, spread),
+            self._energies(centred),
+            *[(centred[..., :-lag] * centred[..., lag:]).mean(-1) / (variance + 0.02) for lag in _LAGS],
+            3 * _deviation(w[..., 1:] - w[..., :-1]),
+        ]
+        return torch.cat(parts, 1)
+
+    def _correlations(self, centred: Tensor, spread: Tensor) -> Tensor:
+        covariance = centred @ centred.transpose(1, 2) / spar.SAMPLES
+        correlation = covariance / (spread.unsqueeze(2) * spread.unsqueeze(1) + 0.05)
+        return torch.stack([correlation[:, i, j] for i, j in self.pairs], 1)
+
+    def _energies(self, centred: Tensor) -> Tensor:
+        waves = centred @ self.get_buffer("fourier")
+        cosine, sine = waves.chunk(2, -1)
+        energies = (cosine * cosine + sine * sine) @ self.get_buffer("bands")
+        return torch.log10(energies + 1e-3).transpose(1, 2).flatten(1)
+
+
+class Cnn(nn.Module):
+    """Three convolutions, every activation within ±1, averaged over time: 8239 weights to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.tensor(_SCALE).reciprocal().reshape(-1, 1))
+        self.body = nn.Sequential(
+            nn.Hardtanh(-_WIDEST, _WIDEST),
+            *_block(spar.CHANNELS, 24, 7),
+            nn.AvgPool1d(2),
+            *_block(24, 32, 5),
+            nn.AvgPool1d(2),
+            *_block(32, 32, 3),
+            nn.AvgPool1d(spar.SAMPLES // 4),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(32, len(SIGNATURE.classes), device="meta").to_empty(device="cpu")
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(batch, 7)`` of windows ``(batch, 6, 100)``."""
+        w = x.clamp(SIGNATURE.low, SIGNATURE.high) * self.get_buffer("unit")
+        logits: Tensor = self.head(self.body(w))
+        return logits
+
+
+def _block(inputs: int, outputs: int, width: int) -> tuple[nn.Module, nn.Module]:
+    convolution = nn.Conv1d(inputs, outputs, width, padding=width // 2, device="meta").to_empty(device="cpu")
+    return convolution, nn.Hardtanh()
+
+
+def _initialise(model: nn.Module) -> None:
+    """The same weights every time, without a draw from torch's global generator."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter, generator=generator)
+        else:
+            nn.init.zeros_(parameter)
+
+
+def _deviation(values: Tensor) -> Tensor:
+    centred = values - values.mean(-1, keepdim=True)
+    return (centred * centred).mean(-1).sqrt()
+
+
+def _fourier() -> Tensor:
+    """The real Fourier transform under a Hann window as a matrix ``(100, 102)``: cosines, then sines."""
+    n = np.arange(spar.SAMPLES)
+    angles = 2 * np.pi * np.outer(n, np.arange(spar.SAMPLES // 2 + 1)) / spar.SAMPLES
+    waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * np.hanning(spar.SAMPLES)[:, None]
+    return torch.from_numpy((waves / np.sqrt(spar.SAMPLES)).astype(np.float32))
+
+
+def _bands() -> Tensor:
+    """Sums bins ``(51,)`` into bands ``(9,)``."""
+    bins = torch.arange(spar.SAMPLES // 2 + 1)
+    return torch.stack([((bins >= low) & (bins < high)).float() for low, high in pairwise(_BANDS)], 1)
+
+
+def _quantiles() -> Tensor:
+    """Interpolates linearly between sorted samples: ``(100, 5)``."""
+    places = torch.tensor(_QUANTILES, dtype=torch.float64) * (spar.SAMPLES - 1)
+    distance = (torch.arange(spar.SAMPLES, dtype=torch.float64).unsqueeze(1) - places).abs()
+    return (1 - distance).clamp(min=0).float()
+
+
+def _person(fold: int) -> str:
+    if not 0 <= fold < PERSONS:
+        raise UsageError(f"fold {fold} is not known: use 0 to {PERSONS - 1}")
+    return f"person{fold + 1:02d}"
+
+
+def _devices(donor: str) -> dict[str, Recording]:
+    return {name: seen for name, seen in spar.recordings().items() if seen.person != donor}
+
+
+def _public(donor: str) -> Windows:
+    """All that the donor's devices saw."""
+    seen = [recording for recording in spar.recordings().values() if recording.person == donor]
+    parts = [windows for recording in seen for windows in (recording.train, recording.live)]
+    return Windows(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+
+
+def _features(donor: str) -> Features:
+    return Features(*_constants(donor))
+
+
+@cache
+def _constants(donor: str) -> tuple[Tensor, Tensor]:
+    """The donor's mean and standard deviation of every feature."""
+    with torch.no_grad():
+        features = Statistics()(torch.from_numpy(_public(donor).x))
+    return features.mean(0), features.std(0) + 1e-3

@@ -1,0 +1,218 @@
+"""A whole fleet in one process: recordings play through real nodes and a real coordinator, hour by hour."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator.founding import found
+from coordinator.requantizer import register
+from coordinator.server_app import server_app
+from fleet import durable, flwr_compat
+from fleet.events import EventLog, Record
+from fleet.settings import Settings
+from fleet.signing import canonical
+from fleet.task import Recording, Task
+from node.agent import Agent, provision
+from node.client_app import client_app
+from node.identity import Identity
+from node.installer import FolderFetcher
+from node.promotion import Stage
+from simulations.clock import SimulatedClock
+from simulations.grid import InProcessGrid, Link, always
+from simulations.warm_start import warm_start
+
+# A device sees one labelled window every four hours: a set of exercises a few times a day.
+HOURS_PER_READING = 4
+FIRST_FLOWER_ID = 1000
+PAUSE = timedelta(minutes=1)
+ASK_TIMEOUT_S = 60.0
+
+
+class CountingFetcher(FolderFetcher):
+    """Reads the coordinator's shelf and counts what travelled, in bytes, by kind."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.bytes_of = {"metadata": 0, "bases": 0, "releases": 0, "templates": 0, "rollout": 0}
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        kind = next((kind for kind in self.bytes_of if f"/targets/{kind}/" in url), "metadata")
+        for chunk in super()._fetch(url):
+            self.bytes_of[kind] += len(chunk)
+            yield chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A simulated device: what it will see, its agent, and its downloads."""
+
+    recording: Recording
+    agent: Agent
+    fetcher: CountingFetcher
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come; wall time counts over all its sittings."""
+
+    hour: int = 0
+    wall_s: float = 0.0
+    first_promotion_s: float | None = None
+
+
+class World:
+    """One simulated fleet over one folder. Killed anywhere and opened again, it goes on."""
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        settings: Settings,
+        recordings: dict[str, Recording],
+        *,
+        seed: int,
+        started: float,
+        link: Link = always,
+    ) -> None:
+        """Open the run of ``folder``, or begin it; ``started`` is ``time.monotonic()`` when the command began."""
+        self.folder = folder
+        self.task = task
+        self.settings = settings
+        self.clock = SimulatedClock()
+        self.progress = _read_progress(folder / "progress.json")
+        self._sitting = started - self.progress.wall_s
+        self.clock.set_hour(self.progress.hour)
+        self._events = EventLog(folder / "events.jsonl", self.clock)
+        self.coordinator, self.repository = found(
+            folder / "coordinator",
+            task,
+            settings,
+            register=lambda: register(task, warm_start(task, seed)).template,
+            warm_start=lambda: warm_start(task, seed),
+            clock=self.clock,
+            record=self._events.record("coordinator"),
+        )
+        self.devices = {
+            name: self._provision(name, recording, FIRST_FLOWER_ID + index)
+            for index, (name, recording) in enumerate(sorted(recordings.items()))
+        }
+        self._grid = InProcessGrid(
+            {FIRST_FLOWER_ID + i: client_app(device.agent) for i, device in enumerate(self.devices.values())},
+            link=link,
+        )
+        self._server = server_app(self.coordinator, pause=self._pause, timeout_s=ASK_TIMEOUT_S)
+
+    def play(self, watch: Callable[["World"], None]) -> None:
+        """Let hours pass until nothing is left to happen; ``watch`` is called after each."""
+        while not self.is_over():
+            self._play_hour()
+            self._save()
+            watch(self)
+
+    def is_over(self) -> bool:
+        """Whether all rounds are played, no rollout runs, and no node on probation has windows left."""
+        registry = self.coordinator.registry
+        if len(registry.rounds.all()) < self.settings.round.rounds or registry.rounds.current():
+            return False
+        if registry.releases.running():
+            return False
+        return not any(self._has_windows(device) and _on_probation(device) for device in self.devices.values())
+
+    @property
+    def wall_s(self) -> float:
+        """Wall seconds of all sittings so far."""
+        return time.monotonic() - self._sitting
+
+    def close(self) -> None:
+        """Let go of every database."""
+        self.coordinator.registry.close()
+        for device in self.devices.values():
+            device.agent.close()
+
+    def _play_hour(self) -> None:
+        hour = self.progress.hour
+        self.clock.set_hour(hour)
+        self.repository.heartbeat()
+        if hour % HOURS_PER_READING == 0:
+            for device in self.devices.values():
+                _read_window(device, hour // HOURS_PER_READING)
+        self._step_all()
+        self._server(self._grid, flwr_compat.context(1, flwr_compat.COORDINATOR_ID))
+        self.progress.hour = hour + 1 if self._rounds_left() else (hour // HOURS_PER_READING + 1) * HOURS_PER_READING
+
+    def _rounds_left(self) -> bool:
+        return len(self.coordinator.registry.rounds.all()) < self.settings.round.rounds
+
+    def _step_all(self) -> None:
+        for device in self.devices.values():
+            device.agent.step()
+
+    def _pause(self) -> None:
+        self._step_all()
+        self.clock.pass_time(PAUSE)
+
+    def _has_windows(self, device: Device) -> bool:
+        return device.agent.shadow.next_seq() < len(device.recording.live)
+
+    def _provision(self, name: str, recording: Recording, flower_id: int) -> Device:
+        fetcher = CountingFetcher(self.repository.folder)
+        agent = provision(
+            self.folder / "nodes" / name,
+            lambda: Identity(
+                name=name,
+                key=Ed25519PrivateKey.generate(),
+                coordinator=self.coordinator.instruction_key,
+                root=self.repository.root_bytes(),
+                settings=self.settings,
+            ),
+            self.task,
+            fetcher=fetcher,
+            clock=self.clock,
+            record=self._recorder(name),
+        )
+        if len(agent.buffer) == 0:
+            agent.buffer.keep(recording.train)
+        self.coordinator.enrol(name, agent.public_key, flower_id)
+        return Device(recording, agent, fetcher)
+
+    def _recorder(self, name: str) -> Record:
+        record = self._events.record(name)
+
+        def watch(event: str, **fields: Any) -> None:
+            if event == Stage.PROBATION and fields["release"] > 0 and self.progress.first_promotion_s is None:
+                self.progress.first_promotion_s = self.wall_s
+            record(event, **fields)
+
+        return watch
+
+    def _save(self) -> None:
+        self.progress.wall_s = self.wall_s
+        durable.write(self.folder / "progress.json", canonical(asdict(self.progress)))
+
+
+def _read_window(device: Device, index: int) -> None:
+    """Let the device answer its next window, then learn the truth about it. A window is never used twice."""
+    live, agent = device.recording.live, device.agent
+    if index >= len(live):
+        return
+    if agent.shadow.next_seq() == index:
+        agent.answer(live.x[index])
+    agent.label(index, int(live.y[index]))
+
+
+def _on_probation(device: Device) -> bool:
+    candidate = device.agent.stages.candidate()
+    return candidate is not None and candidate[1] is Stage.PROBATION
+
+
+def _read_progress(path: Path) -> Progress:
+    try:
+        return Progress(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return Progress()
