@@ -37,7 +37,7 @@ class Row:
     dynamo_over_patch: float
     legacy_over_patch: float
     identical_to_dynamo: bool
-    identical_to_legacy: bool  # in all that computes: the exporters name nodes and tensors differently
+    identical_to_legacy: bool  # in the weights: the two exporters name nodes and tensors differently
     register_s: float
 
 
@@ -166,7 +166,7 @@ def main() -> None:
     if arguments.format == "json":
         print(json.dumps([asdict(row) for row in rows]))
         return
-    table = Table("model", "parameters", "patch", "dynamo", "legacy", "ratios", "same bytes", "register")
+    table = Table("model", "parameters", "patch", "dynamo", "legacy", "ratios", "same graph, weights", "register")
     for row in rows:
         ratios = f"{row.dynamo_over_patch:.0f}x, {row.legacy_over_patch:.0f}x"
         same = ", ".join("yes" if same else "NO" for same in (row.identical_to_dynamo, row.identical_to_legacy))

@@ -85,7 +85,10 @@ def export_float(task: Task, weights: Flat) -> bytes:
 
 def _check(template: Template, weights: Flat, expected: bytes) -> None:
     if template.artifact(template.quantize(weights)) != expected:
-        raise TaskError("refused: patching the template is not the same as exporting anew; is the model random?")
+        raise TaskError(
+            "refused: patching the template is not the same as exporting anew; is a constant of the model random, "
+            "or the bias frozen of a layer whose weight is trained?"
+        )
 
 
 @dataclass(frozen=True, slots=True)

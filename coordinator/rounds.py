@@ -127,6 +127,12 @@ class Rounds:
             rows = connection.execute(query.order_by(updates.c.key)).all()
         return [Entry(row.key, row.payload, row.norm, round_.base - row.base) for row in rows]
 
+    def counted(self) -> int:
+        """How many updates are in an aggregate."""
+        query = select(func.count()).select_from(updates).where(updates.c.aggregate.is_not(None))
+        with self._engine.begin() as connection:
+            return connection.execute(query).scalar_one()
+
     def close(self, round_: Round, base: BaseRow, counted: Sequence[str]) -> None:
         """Close a round: its updates are counted, once, and its base has its number for ever. One transaction."""
         with self._engine.begin() as connection:

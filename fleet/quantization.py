@@ -17,7 +17,6 @@ from fleet.weights import Flat, Layout
 
 FORMAT = 1
 TOP = 64  # seven bits: vpmaddubsw on AVX2 adds two 8-bit products in 16 bits and saturates
-
 Span = tuple[int, int]  # offset and length, in bytes
 Arrays = dict[str, npt.NDArray[Any]]  # by name of the parameter
 
@@ -63,7 +62,8 @@ def slice_of(span: Span) -> slice:
 
 def bias_scales(scales: Flat, input_scale: float) -> Flat:
     """The scales of a bias, ``input_scale * scales`` in float32, from those of its weight."""
-    return np.float32(input_scale) * scales
+    with np.errstate(over="ignore", under="ignore"):
+        return np.float32(input_scale) * scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +138,15 @@ class Template:
             raise ValueError(f"weights are {weights.dtype} or hold NaN or infinite values; they must be finite float32")
         parameters = self.layout.unflatten(weights)
         scales = self._scales(parameters)
-        pieces: list[bytes] = []
+        pieces: list[npt.NDArray[Any]] = []
         for name, stored in self._stored.items():
             if isinstance(stored, Weight):
-                quantized = quantize_channels(parameters[name], scales[name], stored.axis)
-                pieces += [quantized.tobytes(), scales[name].astype("<f4").tobytes()]
+                pieces += [quantize_channels(parameters[name], scales[name], stored.axis), scales[name].astype("<f4")]
             elif isinstance(stored, Bias):
-                pieces += [quantize_bias(parameters[name], scales[name]).astype(stored.dtype).tobytes()]
+                pieces += [quantize_bias(parameters[name], scales[name]).astype(stored.dtype)]
             else:
-                pieces += [parameters[name].astype(stored.dtype).tobytes()]
-        return b"".join(pieces)
+                pieces += [parameters[name].astype(stored.dtype)]
+        return b"".join(piece.tobytes() for piece in pieces)
 
     def artifact(self, payload: bytes) -> bytes:
         """The whole ONNX model: the graph with ``payload`` patched in.
@@ -167,7 +166,7 @@ class Template:
         """The float32 weights, ``(layout.size,)``, that the artifact of ``payload`` computes with.
 
         Raises:
-            TrustError: As for ``artifact``.
+            TrustError: As for ``artifact``, or a weight leaves the range of float32.
         """
         values, scales = self._read(payload)
         for name, stored in self._stored.items():
@@ -175,6 +174,8 @@ class Template:
                 axis = stored.axis if isinstance(stored, Weight) else 0
                 # int32 times float32 needs float64: 2**24 steps of a bias are more than a float32 counts
                 values[name] = values[name] * _along(scales[name], axis, values[name].ndim).astype(np.float64)
+            if np.abs(values[name]).max() > np.finfo(np.float32).max:
+                raise TrustError(f"payload: {name} leaves the range of float32")
         return self.layout.flatten(values)
 
     @cached_property
@@ -249,10 +250,8 @@ class Template:
 
     def _check_numbers(self, values: Arrays, scales: dict[str, Flat]) -> None:
         for name, stored in self._stored.items():
-            if isinstance(stored, Plain):
-                sound = np.isfinite(values[name]).all()
-            else:
-                sound = (np.isfinite(scales[name]) & (scales[name] > 0)).all()
+            numbers = values[name] if isinstance(stored, Plain) else scales[name]
+            sound = np.isfinite(numbers).all() and (isinstance(stored, Plain) or numbers.min() > 0)
             if isinstance(stored, Weight):
                 sound = sound and values[name].min() >= -TOP and values[name].max() <= TOP
             if not sound:
@@ -273,19 +272,19 @@ def _check_plan(layout: Layout, plan: tuple[Stored, ...]) -> None:
     """Refuse, with ValueError, a plan whose sizes are not those of the layout."""
     if len(set(layout.names)) != len(plan) or any(type(n) is not int or n < 1 for s in layout.shapes for n in s):
         raise ValueError("the plan and the layout name different parameters, or a shape is not positive")
-    channels = {
-        name: shape[stored.axis]
-        for name, shape, stored in zip(layout.names, layout.shapes, plan, strict=True)
-        if isinstance(stored, Weight) and type(stored.axis) is int and 0 <= stored.axis < len(shape)
-    }
-    for name, shape, stored in zip(layout.names, layout.shapes, plan, strict=True):
+    parameters = list(zip(layout.names, layout.shapes, plan, strict=True))
+    weights = [(name, shape, stored.axis) for name, shape, stored in parameters if isinstance(stored, Weight)]
+    channels = {n: shape[axis] for n, shape, axis in weights if type(axis) is int and 0 <= axis < len(shape)}
+    for name, shape, stored in parameters:
         sizes = [prod(shape) * np.dtype(stored.dtype).itemsize]
         if isinstance(stored, Weight):
             sizes.append(4 * channels[name])
         elif isinstance(stored, Bias):
             sizes.append(4 * channels[stored.weight])
-            if shape != (channels[stored.weight],) or not _is_scale(stored.input_scale):
-                raise ValueError(f"{name}: shape {shape} or scale {stored.input_scale} does not fit {stored.weight}")
+            scale = stored.input_scale
+            exact = type(scale) is float and 0 < scale < np.inf and float(np.float32(scale)) == scale
+            if shape != (channels[stored.weight],) or not exact:
+                raise ValueError(f"{name}: shape {shape} or scale {scale} does not fit {stored.weight}")
         if [length for _, length in spans_of(stored)] != sizes:
             raise ValueError(f"{name}: spans {spans_of(stored)} should have {sizes} bytes")
 
@@ -298,7 +297,3 @@ def _check_spans(plan: tuple[Stored, ...], graph: bytes) -> None:
         raise ValueError("spans overlap or leave the graph")
     if any(any(graph[slice_of(span)]) for span in spans):
         raise ValueError("the graph is not zero where weights are patched in")
-
-
-def _is_scale(value: float) -> bool:
-    return type(value) is float and 0 < value < np.inf and float(np.float32(value)) == value

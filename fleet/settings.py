@@ -90,7 +90,7 @@ class ReleaseSettings:
     alpha: float = 0.05
     shadow_windows: int = 10
     probation_windows: int = 2
-    patience: timedelta = timedelta(hours=12)
+    patience: timedelta = timedelta(days=2)
 
     def __post_init__(self) -> None:
         if self.every_rounds < 1:

@@ -177,6 +177,10 @@ class Agent:
             self._record("report-refused", release=wish.release, reason=str(error))
             return None
 
+    def sent_bytes(self) -> list[int]:
+        """Size of each update that was bound to a round, in bytes."""
+        return self._outbox.sizes()
+
     def close(self) -> None:
         """Let go of the store."""
         self._store.close()

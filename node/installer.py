@@ -51,8 +51,8 @@ class Installer:
     """Verified contents of the coordinator's repository, and never older than what this node saw before.
 
     What this adds to python-tuf (facts: its cache is not flushed to the disk, and it believes the clock): floors
-    under versions and time that outlive the cache; one set of errors; targets in memory instead of in a shared
-    temporary file. One process, and one thread, uses a folder at a time: its owner holds the node's lock.
+    under versions and time that outlive the cache; one set of errors; targets handed over as verified bytes, never
+    left half written under their name. One process, and one thread, uses a folder at a time: nothing here locks it.
 
     Args:
         folder: A cache of metadata; losing it loses nothing but bytes to download.

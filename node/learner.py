@@ -1,6 +1,7 @@
 """A session: a few private releases in a row, from a base to one delta."""
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,11 +44,11 @@ class Learner:
         if not partitions:
             return None
         partition, mu2 = self._charge(partitions, releases, noise_multiplier)
-        examples = self._buffer.examples(partition)
+        gradients = self._gradients.of(self._buffer.examples(partition))
         weights = base.astype(np.float64)
         for _ in range(releases):
             step = private_sum(
-                self._gradients(weights.astype(np.float32), examples),
+                gradients(weights.astype(np.float32)),
                 clipping_norm=self._clipping_norm,
                 noise_multiplier=noise_multiplier,
                 noise=self._noise,
@@ -71,26 +72,67 @@ class Learner:
 
 
 class PerExampleGradients:
-    """Gradients of the cross-entropy, one row an example, by Opacus' hooks."""
+    """Gradients of the cross-entropy, one row an example, by Opacus' hooks.
+
+    Where all that is trained is one layer on top, what lies under it gives the same values at every step of a
+    session: it is computed once.
+    """
 
     def __init__(self, task: Task) -> None:
         self._model = task.model()
-        self._layout = layout_of(self._model)
-        self._wrapped = _wrap(self._model)
+        self._head = _head(self._model, task.signature.shape)
+        self._wrapped = _wrap(self._head or self._model)
 
-    def __call__(self, weights: Flat, examples: Windows) -> npt.NDArray[np.float64]:
-        """``(examples, size)`` float64, at ``weights``."""
+    def of(self, examples: Windows) -> Callable[[Flat], npt.NDArray[np.float64]]:
+        """A function from weights to the gradients of these examples there, ``(examples, size)`` float64."""
         import torch
 
-        set_weights(self._model, weights)
-        self._wrapped.zero_grad(set_to_none=True)
-        logits = self._wrapped(torch.from_numpy(examples.x))
-        torch.nn.functional.cross_entropy(logits, torch.from_numpy(examples.y), reduction="sum").backward()  # type: ignore[no-untyped-call]
-        rows = [
-            p.grad_sample.reshape(len(examples), -1).double() for p in self._model.parameters() if p.requires_grad
-        ]
-        gradients: npt.NDArray[np.float64] = torch.cat(rows, dim=1).numpy()
+        x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+        inputs = _watched(self._model, self._head, x)[1][0][0] if self._head else x
+
+        def gradients(weights: Flat) -> npt.NDArray[np.float64]:
+            set_weights(self._model, weights)
+            self._wrapped.zero_grad(set_to_none=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")  # inputs need no gradient
+                loss = torch.nn.functional.cross_entropy(self._wrapped(inputs), y, reduction="sum")
+                loss.backward()  # type: ignore[no-untyped-call]
+            trained = [p for p in self._model.parameters() if p.requires_grad]
+            rows: npt.NDArray[np.float64] = torch.cat([_rows(p) for p in trained], dim=1).numpy()
+            return rows
+
         return gradients
+
+
+def _rows(parameter: "torch.nn.Parameter") -> "torch.Tensor":
+    samples: torch.Tensor = parameter.grad_sample  # type: ignore[attr-defined]
+    return samples.reshape(len(samples), -1).double()
+
+
+def _head(model: "torch.nn.Module", shape: tuple[int, ...]) -> "torch.nn.Module | None":
+    """The only module with weights to train, if it is a linear layer whose very output the model returns."""
+    import torch
+
+    trained = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    if len(trained) != 1 or not isinstance(trained[0], torch.nn.Linear) or trained[0] is model:
+        return None
+    result, seen = _watched(model, trained[0], torch.zeros(1, *shape))
+    return trained[0] if len(seen) == 1 and result is seen[0][1] else None
+
+
+def _watched(
+    model: "torch.nn.Module", head: "torch.nn.Module", x: "torch.Tensor"
+) -> "tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]":
+    """What the model makes of ``x``, and each input and output of its head on the way."""
+    import torch
+
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = head.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    try:
+        with torch.no_grad():
+            return model(x), seen
+    finally:
+        hook.remove()
 
 
 def _wrap(model: "torch.nn.Module") -> "torch.nn.Module":

@@ -53,6 +53,11 @@ class Outbox:
         row = self._store.execute(query, (instruction.round,)).fetchone()
         return Parcel(Sealed(row[0], row[1]), row[2]) if row else None
 
+    def sizes(self) -> list[int]:
+        """Bytes of each update that was bound to a round: signed fields, signature and delta."""
+        query = "select length(body) + length(signature) + length(payload) from session where round is not null"
+        return [row[0] for row in self._store.execute(query)]
+
     def _bind(self, instruction: UpdateInstruction, max_staleness: int) -> None:
         query = (
             "select seq, base, base_digest, mu2, payload from session "

@@ -47,6 +47,10 @@ class Shadow:
         """The number of the next request."""
         return int(self._store.execute("select coalesce(max(seq) + 1, 0) from reading").fetchone()[0])
 
+    def answered_with(self) -> set[int]:
+        """Releases that ever answered here."""
+        return {row[0] for row in self._store.execute("select distinct release from reading")}
+
     def label(self, seq: int, label: int) -> None:
         """The truth about an earlier answer; the first one counts.
 

@@ -139,10 +139,11 @@ class World:
         hour = self.progress.hour
         self.clock.set_hour(hour)
         self.repository.heartbeat()
+        self._step_all()
         if hour % HOURS_PER_READING == 0:
             for device in self.devices.values():
                 _read_window(device, hour // HOURS_PER_READING)
-        self._step_all()
+            self._step_all()
         self._server(self._grid, flwr_compat.context(1, flwr_compat.COORDINATOR_ID))
         self.progress.hour = hour + 1 if self._rounds_left() else (hour // HOURS_PER_READING + 1) * HOURS_PER_READING
 

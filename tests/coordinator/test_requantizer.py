@@ -29,12 +29,12 @@ class Features(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("waves", torch.cos(torch.arange(40.0)[:, None] * torch.arange(6.0)))
+        self.register_buffer("waves", torch.sin(torch.arange(40.0)[:, None] * torch.linspace(0.2, 1.3, 6) + 0.5))
         self.head = nn.Linear(18, len(CLASSES))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         spectrum = torch.log1p((x @ self.get_buffer("waves")).abs()) / 4
-        logits: torch.Tensor = self.head(torch.sort(spectrum, dim=-1).values.flatten(1).clamp(-1, 1))
+        logits: torch.Tensor = self.head(spectrum.flatten(1).clamp(-1, 1))
         return logits
 
 
@@ -274,6 +274,17 @@ class Random(nn.Module):
         return logits
 
 
+class FrozenBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(120, 4)
+        self.head.bias.requires_grad_(False).fill_(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(x.flatten(1))
+        return logits
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -284,7 +295,8 @@ class Random(nn.Module):
         ),
         pytest.param(Scaled, "nothing to quantize", id="no layer"),
         pytest.param(Branching, "cannot export", id="branch on data"),
-        pytest.param(Random, "is the model random", id="other constants each time"),
+        pytest.param(FrozenBias, "bias frozen", id="frozen bias"),
+        pytest.param(Random, "constant of the model random", id="other constants each time"),
     ],
 )
 def test_a_model_that_cannot_be_patched_exactly_is_refused(model: Callable[[], nn.Module], reason: str) -> None:

@@ -157,6 +157,11 @@ def test_a_payload_that_quantize_never_writes_is_refused(payload: bytes) -> None
         TEMPLATE.dequantize(payload)
 
 
+def test_a_payload_of_weights_beyond_float32_is_refused() -> None:
+    with pytest.raises(TrustError, match="leaves the range"):
+        TEMPLATE.dequantize(patched(6, struct.pack("<f", 3e38)))
+
+
 def test_a_template_survives_the_wire() -> None:
     again = Template.from_bytes(TEMPLATE.to_bytes())
     assert again == TEMPLATE

@@ -1,0 +1,69 @@
+"""The ``edgefleet`` command: finds its parts among what is installed, and ends with a documented exit code.
+
+Exit codes: 0 done, 1 a fault of ours, 2 wrong use, 3 a task or its data cannot be used, 4 an extra is missing,
+5 the network failed, 6 a signature or a date does not hold, 7 a reply was refused, 8 no privacy budget is left,
+9 stored state was altered, 130 interrupted.
+"""
+
+import logging
+import os
+import sys
+from importlib.metadata import entry_points, version
+from typing import Annotated
+
+import typer
+
+from fleet.errors import FleetError
+
+COMMANDS = "edgefleet.commands"
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="edgefleet",
+    help="Federated learning for fleets of edge devices: private updates go up, signed releases come down.",
+    epilog="Exit codes: 0 done, 1 our fault, 2 wrong use, 3 task or data, 4 missing extra, 5 network, 6 trust, "
+    "7 refused, 8 no budget, 9 altered state, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgefleet {version('edgefleet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, and show where errors rise.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+def main() -> None:
+    """Run the command line; a known error is one line."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # Flower phones home otherwise
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # OpenMP spins on a busy machine otherwise
+    for command in entry_points(group=COMMANDS):
+        app.command(command.name)(command.load())
+    try:
+        app()
+    except FleetError as error:
+        if "--verbose" in sys.argv or "-v" in sys.argv:
+            raise
+        typer.echo(f"edgefleet: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""``edgefleet check``: says what would not work, before anything runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fleet.errors import MissingExtraError, TaskError
+from simulations.simulate_command import CONFIG, Format
+
+
+def check(
+    model: Annotated[str | None, typer.Option(help="Of the built-in smartwatch task: features or cnn.")] = None,
+    fold: Annotated[int, typer.Option(help="Which person is the public donor.")] = 0,
+    format_: Annotated[Format, typer.Option("--format", help="Lines for people, or one JSON object.")] = Format.TEXT,
+) -> None:
+    """Explain what of fleet.toml's task, or of the built-in one, would not work."""
+    try:
+        from coordinator.requantizer import register
+        from fleet.check import check as findings_of
+        from simulations.scenario import Wish, scenario
+    except ImportError as error:
+        raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
+    config = str(CONFIG.absolute()) if CONFIG.exists() and not model else None
+    plan = scenario(Wish(config, model or "features", fold))
+    findings = findings_of(plan.task, plan.settings, lambda task, weights: register(task, weights).warnings)
+    if format_ is Format.JSON:
+        typer.echo(json.dumps([{"level": f.level, "subject": f.subject, "message": f.message} for f in findings]))
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.level}: {finding.subject}: {finding.message}")
+    if any(finding.level == "error" for finding in findings):
+        raise TaskError(f"{plan.task.name} would not work as it is")
+    if format_ is Format.TEXT:
+        typer.echo(f"{plan.task.name}: fit to run" if not findings else f"{plan.task.name}: runs, with warnings")

@@ -1,0 +1,115 @@
+"""What a simulation was asked for: from flags to a task, settings and devices, and back from a run's folder."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fleet import durable, task
+from fleet.errors import SettingsError, UsageError
+from fleet.settings import Settings, load
+from fleet.signing import canonical
+from fleet.task import Recording, Task
+
+SETTINGS_FILE = "fleet.toml"
+
+# Chosen by looking at donors only.
+_SETTINGS = {
+    "features": Settings().changed(round={"server_momentum": 0.5}),
+    "cnn": Settings().changed(round={"server_momentum": 0.5}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the person asked for; an empty field leaves the choice to ``fleet.toml``, or to us."""
+
+    config: str | None = None
+    model: str = "features"
+    fold: int = 0
+    seed: int = 0
+    nodes: int | None = None
+    rounds: int | None = None
+    epsilon: float | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the wish down, so that ``--resume`` needs no flags."""
+        fields = asdict(self) | {"epsilon": None if self.epsilon is None else str(self.epsilon)}
+        durable.write(folder / "run.json", canonical(fields))
+
+    @classmethod
+    def saved(cls, folder: Path) -> "Wish":
+        """The wish of an earlier run.
+
+        Raises:
+            UsageError: There is none in ``folder``, or it cannot be read.
+        """
+        try:
+            fields: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
+            epsilon = fields.pop("epsilon")
+            return cls(**fields, epsilon=None if epsilon is None else float(epsilon))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"{folder} holds no run that can go on; leave out --resume to begin one") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A task with its settings, the devices of the fleet, and those of the person who is kept out of it."""
+
+    task: Task
+    settings: Settings
+    fleet: dict[str, Recording]
+    held_out: dict[str, Recording]
+
+
+def scenario(wish: Wish) -> Scenario:
+    """Everything that a world needs to begin.
+
+    Raises:
+        UsageError: The wish cannot be granted; says which part of it and why.
+    """
+    task_, settings, away = _configured(Path(wish.config), wish) if wish.config else _built_in(wish)
+    if wish.rounds is not None:
+        every = max(1, min(settings.release.every_rounds, wish.rounds // 2))
+        settings = settings.changed(round={"rounds": wish.rounds}, release={"every_rounds": every})
+    if wish.epsilon is not None:
+        settings = settings.changed(privacy={"epsilon": wish.epsilon})
+    recordings = task_.devices()
+    away = away or _person(recordings, wish.fold)
+    fleet = _chosen({n: r for n, r in recordings.items() if r.person != away}, wish.nodes)
+    if settings.round.min_updates > len(fleet):
+        settings = settings.changed(round={"min_updates": max(2, len(fleet))})
+    return Scenario(task_, settings, fleet, {n: r for n, r in recordings.items() if r.person == away})
+
+
+def _built_in(wish: Wish) -> tuple[Task, Settings, str]:
+    from simulations import smartwatch
+
+    task_ = smartwatch.smartwatch(wish.model, wish.fold)  # type: ignore[arg-type] # it checks, and says so
+    return task_, _SETTINGS[wish.model], smartwatch.held_out(wish.fold)
+
+
+def _configured(config: Path, wish: Wish) -> tuple[Task, Settings, str]:
+    settings = load(config)
+    if not settings.task.file:
+        raise SettingsError(f"{config}: [task] file is missing, such as file = \"task.py:TASK\"")
+    return task.load(settings.task.file, config.parent), settings, ""
+
+
+def _person(recordings: dict[str, Recording], fold: int) -> str:
+    people = sorted({recording.person for recording in recordings.values()})
+    if len(people) < 2:
+        raise UsageError("the task's devices belong to one person: one is held out, so there must be two or more")
+    if not 0 <= fold < len(people):
+        raise UsageError(f"--fold {fold}: the task has people 0 to {len(people) - 1}")
+    return people[fold]
+
+
+def _chosen(recordings: dict[str, Recording], nodes: int | None) -> dict[str, Recording]:
+    if nodes is None:
+        return recordings
+    if nodes > len(recordings):
+        raise UsageError(f"--nodes {nodes}: the data has {len(recordings)} devices for the fleet")
+    if nodes < 2:
+        raise UsageError(f"--nodes {nodes}: a fleet of fewer than 2 averages nothing")
+    return dict(sorted(recordings.items())[:nodes])

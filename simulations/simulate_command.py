@@ -1,0 +1,108 @@
+"""``edgefleet simulate``: plays a whole fleet on this machine."""
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleet import durable
+from fleet.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from simulations.result import Result
+    from simulations.scenario import Wish
+
+CONFIG = Path("fleet.toml")
+LOCK = "run.lock"
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def simulate(
+    seed: Annotated[int, typer.Option(help="Seed of everything but the noise.")] = 0,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to play; the privacy plan is shared among them.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Devices in the fleet; all that the data has by default.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for no privacy.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of the built-in smartwatch task: features or cnn.")] = None,
+    fold: Annotated[int, typer.Option(help="Which person is the public donor, and who is held out.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/DATE-TIME by default.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run of this folder.")] = None,
+    format_: Annotated[Format, typer.Option("--format", help="Table for people, or one JSON object.")] = Format.TEXT,
+) -> None:
+    """Play a fleet of devices on recorded data: fleet.toml's task if it is here, else the built-in smartwatch."""
+    started = time.monotonic()
+    from simulations.scenario import Wish
+
+    if resume:
+        if (seed, rounds, nodes, epsilon, model, fold, out) != (0, None, None, None, None, 0, None):
+            raise UsageError("--resume goes on as the run began: leave out the other flags")
+        folder, wish = resume, Wish.saved(resume)
+    else:
+        config = str(CONFIG.absolute()) if CONFIG.exists() else None
+        if config and model:
+            raise UsageError("--model chooses a built-in model, but fleet.toml here names a task; leave one out")
+        wish = Wish(config, model or "features", fold, seed, nodes, rounds, epsilon)
+        folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
+    _play(folder, wish, started, format_, fresh=resume is None)
+
+
+def _play(folder: Path, wish: "Wish", started: float, format_: Format, *, fresh: bool) -> None:
+    try:
+        from simulations.result import result
+        from simulations.scenario import scenario
+        from simulations.view import View
+        from simulations.world import World
+    except ImportError as error:
+        raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
+    plan = scenario(wish)
+    with _owned(folder, fresh=fresh), View(plan.settings, quiet=format_ is Format.JSON) as view:
+        wish.save(folder)
+        try:
+            world = World(folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started)
+            world.play(view.show)
+        except KeyboardInterrupt:
+            view.say(f"Interrupted; nothing is lost. Go on with: edgefleet simulate --resume {folder}")
+            raise
+        outcome = result(world, plan.held_out, seed=wish.seed)
+        world.close()
+    durable.write(folder / "result.json", json.dumps(outcome.to_json(), indent=2).encode())
+    _print(outcome, folder, format_)
+
+
+@contextmanager
+def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
+    """Hold the run's folder: one process plays a run at a time."""
+    try:
+        if fresh and folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} is not empty; choose another --out, or go on with --resume {folder}")
+        durable.make_folder(folder)
+        lock = open(folder / LOCK, "w")  # noqa: SIM115 - held to the end, below
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{folder} is being played by another process") from error
+        yield
+
+
+def _print(outcome: "Result", folder: Path, format_: Format) -> None:
+    if format_ is Format.JSON:
+        typer.echo(json.dumps(outcome.to_json()))
+        return
+    from simulations.view import print_result
+
+    print_result(outcome, folder)

@@ -1,0 +1,120 @@
+"""What a person sees: rounds as they happen, and a table at the end."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.rollout import Phase, RolloutState
+from fleet.settings import Settings
+from simulations.clock import START
+from simulations.result import Result
+from simulations.world import World
+
+_PHASES = {
+    Phase.SHADOW: "in shadow",
+    Phase.WAVE: "rolling out, wave",
+    Phase.DONE: "served by all",
+    Phase.KEPT_OLD: "not offered: too little evidence",
+    Phase.HALTED: "halted and withdrawn",
+}
+
+
+class View:
+    """A live view on a terminal; a line for each thing that happens elsewhere; nothing if ``quiet``."""
+
+    def __init__(self, settings: Settings, *, quiet: bool) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
+        self._bar = Progress(
+            TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), expand=False
+        )
+        self._rounds = self._bar.add_task("", total=settings.round.rounds, note="starting: exporting the model")
+        self._live = Live(self._bar, console=self._console, transient=True, refresh_per_second=8)
+        self._told: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.stop()
+
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def show(self, world: World) -> None:
+        """Bring the view up to date."""
+        played = len(world.coordinator.registry.rounds.bases()) - 1
+        day, hour = divmod(round((world.clock() - START).total_seconds() / 3600), 24)
+        self._bar.update(self._rounds, completed=played, note=f"simulated day {day + 1}, {hour:02}:00")
+        for release, state in world.coordinator.registry.releases.all():
+            self._tell(release.number, _phase(state), world)
+        if self._console.is_terminal:
+            self._live.update(Group(self._bar, _fleet(world)))
+
+    def _tell(self, number: int, phase: str, world: World) -> None:
+        line = f"release {number} {phase}"
+        if number > 0 and line not in self._told:
+            self._told.add(line)
+            self.say(f"{world.wall_s:6.1f} s  {line}")
+
+
+def _phase(state: RolloutState) -> str:
+    wave = f" {state.wave}" if state.phase is Phase.WAVE else ""
+    return _PHASES[state.phase] + wave
+
+
+def _fleet(world: World) -> Table:
+    """Which release each device answers with, and the most that any has spent."""
+    agents = [device.agent for device in world.devices.values()]
+    serving = Counter(agent.serving.active.release for agent in agents if agent.serving.active)
+    spent = max(agent.ledger.epsilon() for agent in agents)
+    answers = sum(agent.shadow.next_seq() for agent in agents)
+    table = Table.grid(padding=(0, 3))
+    table.add_row(
+        Text(", ".join(f"{count} nodes on release {number}" for number, count in sorted(serving.items()))),
+        Text(f"epsilon {spent:.2f}" if math.isfinite(spent) else "no privacy"),
+        Text(f"{answers} windows answered"),
+    )
+    return table
+
+
+def print_result(result: Result, folder: Path) -> None:
+    """The table at the end."""
+    table = Table(title=f"{result.task}: {result.nodes} devices, {result.rounds} rounds", title_justify="left")
+    table.add_column("what")
+    table.add_column("", justify="right")
+    for what, value in _rows(result):
+        table.add_row(what, value)
+    console = Console()
+    console.print(table)
+    console.print(f"Everything is in {folder}", highlight=False, soft_wrap=True)
+
+
+def _rows(result: Result) -> list[tuple[str, str]]:
+    spent = result.epsilon_max
+    private = spent is not None and math.isfinite(spent)
+    promoted = f"{result.first_promotion_s:.1f} s" if result.first_promotion_s is not None else "never"
+    return [
+        ("accuracy on people the fleet never saw", f"{result.new_device_accuracy:.1%}"),
+        ("  release 0, from the public donor alone", f"{result.donor_accuracy:.1%}"),
+        ("accuracy on the fleet's own later windows", f"{result.same_device_accuracy:.1%}"),
+        ("int8 and float32 name the same class", f"{result.float_agreement:.2%}"),
+        (f"epsilon spent, of one {result.unit}", f"{spent:.3f} at delta {result.delta:g}" if private else "no privacy"),
+        ("updates counted / refused", f"{result.updates} / {result.refused}"),
+        ("releases after release 0", f"{result.releases}"),
+        ("devices that ended with a trained release", f"{result.nodes_promoted} of {result.nodes}"),
+        ("devices exposed to a release taken back", f"{result.nodes_exposed}"),
+        ("devices that ever served unsigned weights", f"{result.nodes_unsigned}"),
+        ("bytes up an update / down a base", f"{result.bytes_up_per_update:,.0f} / {result.bytes_down_per_base:,.0f}"),
+        ("first promotion / whole run", f"{promoted} / {result.wall_s:.1f} s"),
+    ]

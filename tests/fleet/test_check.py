@@ -1,0 +1,258 @@
+"""What ``edgefleet check`` finds before anything runs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fleet.check import Finding, check
+from fleet.errors import TaskError
+from fleet.settings import Settings
+from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows
+from fleet.weights import Flat
+
+SETTINGS = Settings()
+SIGNAL = np.random.default_rng(0).uniform(-3, 3, size=(2, 400)).astype(np.float32)
+SIGNATURE = Signature(input="x", shape=(2, 20), low=-3.0, high=3.0, classes=("rest", "move", "fall"))
+
+
+class Mixing(nn.Module):
+    """Standardises by hand what a BatchNorm would."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class Buffered(nn.Linear):
+    """Trains, and keeps a buffer too."""
+
+    def __init__(self) -> None:
+        super().__init__(40, 3)
+        self.register_buffer("seen", torch.zeros(1))
+
+
+class Forgetful(nn.Module):
+    """Has a layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(40, 3), nn.Linear(40, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.used(x.flatten(1))
+        return logits
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(20, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.rnn(x)[0][:, -1])
+        return logits
+
+
+class Inverse(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 / x
+
+
+def stack(*layers: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*layers)
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(40, 3))
+
+
+def frozen() -> nn.Module:
+    return linear().requires_grad_(False)
+
+
+def missing() -> Any:
+    raise FileNotFoundError("model.txt")
+
+
+def windows(stride: int = 20, label: int = 0, begin: int = 0) -> Windows:
+    x = np.stack([SIGNAL[:, start : start + 20] for start in range(begin, begin + 160, stride)])
+    return Windows(x, np.full(len(x), label, np.int64))
+
+
+def replaced(value: float) -> Windows:
+    good = windows()
+    x = good.x.copy()
+    x[3, 1, 7] = value
+    return Windows(x, good.y)
+
+
+def device(train: Windows, live: Windows | None = None) -> Callable[[], dict[str, Recording]]:
+    seen = Recording("p", train, windows(begin=200) if live is None else live)
+    return lambda: {f"d{i}": seen for i in range(8)}
+
+
+def task(
+    model: Callable[[], nn.Module] = linear,
+    devices: Callable[[], dict[str, Recording]] | None = None,
+    group: int = 1,
+    examples: int = 20,
+) -> Task:
+    return Task(
+        name="watch",
+        model=model,
+        signature=SIGNATURE,
+        unit=PrivacyUnit("window", group),
+        training=Training(1.0, examples),
+        devices=devices or device(windows()),
+    )
+
+
+def content(task: Task, weights: Flat) -> Sequence[str]:
+    return ()
+
+
+def test_nothing_is_found_where_nothing_is_wrong() -> None:
+    assert check(task(), SETTINGS, content) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "subject", "message"),
+    [
+        pytest.param(missing, "model", "FileNotFoundError: model.txt", id="does not build"),
+        pytest.param(stack(nn.Linear(7, 3)), "model", "fails on a batch of 3", id="wrong input"),
+        pytest.param(stack(nn.Flatten(), nn.Linear(40, 4)), "output", "3 classes need (3, 3)", id="wrong output"),
+        pytest.param(stack(Inverse(), nn.Flatten(), nn.Linear(40, 3)), "output", "value is 0", id="not finite"),
+        pytest.param(stack(nn.BatchNorm1d(2), linear()), "layer 0", "BatchNorm1d mixes", id="batch norm"),
+        pytest.param(
+            stack(nn.BatchNorm1d(2, affine=False), linear()), "layer 0", "BatchNorm1d mixes", id="batch norm, fixed"
+        ),
+        pytest.param(
+            stack(nn.InstanceNorm1d(2, track_running_stats=True), linear()),
+            "layer 0",
+            "track_running_stats=False",
+            id="instance norm that remembers",
+        ),
+        pytest.param(stack(Mixing(), linear()), "model", "mixes the examples", id="mixes by hand"),
+        pytest.param(Recurrent, "layer rnn", "use opacus.layers.DPLSTM", id="lstm"),
+        pytest.param(stack(nn.Flatten(), Buffered()), "layer 1", "keeps buffers", id="buffers"),
+        pytest.param(Forgetful, "parameter unused.weight", "is it used in forward?", id="unused layer"),
+        pytest.param(frozen, "model", "no parameter to train", id="nothing to train"),
+    ],
+)
+def test_a_model_that_cannot_learn_privately_is_explained(
+    model: Callable[[], nn.Module], subject: str, message: str
+) -> None:
+    (finding,) = check(task(model), SETTINGS, content)
+    assert (finding.level, finding.subject) == ("error", subject)
+    assert message in finding.message
+    assert "\n" not in finding.message
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        pytest.param(replaced(np.nan), "window 3: x: NaN", id="NaN"),
+        pytest.param(replaced(np.inf), "window 3: x: NaN or infinite", id="infinite"),
+        pytest.param(windows(label=3), "window 0: label 3", id="label too high"),
+        pytest.param(windows(label=-1), "window 0: label -1", id="label below 0"),
+        pytest.param(Windows(windows().x[:, :, :9], windows().y), "shape (2, 9)", id="shape"),
+        pytest.param(Windows(windows().x.astype(np.float64), windows().y), "dtype float64", id="dtype"),
+        pytest.param(Windows(windows().x, windows().y + 0.5), "labels are float64", id="labels with a fraction"),
+    ],
+)
+def test_data_that_breaks_the_signature_is_named_by_device_and_window(train: Windows, message: str) -> None:
+    findings = check(task(devices=device(train)), SETTINGS, content)
+    assert [(f.level, f.subject) for f in findings] == [("error", f"device d{i}, train") for i in range(8)]
+    assert message in findings[0].message
+
+
+@pytest.mark.parametrize(("stride", "group"), [(20, 1), (15, 2), (10, 2), (7, 3), (5, 4), (4, 5)])
+def test_overlapping_windows_need_their_number_declared(stride: int, group: int) -> None:
+    overlapping = device(windows(stride))
+    assert check(task(devices=overlapping, group=group), SETTINGS, content) == []
+    if group > 1:
+        (finding,) = check(task(devices=overlapping, group=group - 1), SETTINGS, content)
+        assert finding.level == "error"
+        assert f"group={group})" in finding.message
+
+
+def test_a_window_stored_twice_is_an_overlap() -> None:
+    (finding,) = check(task(devices=device(windows(), live=windows())), SETTINGS, content)
+    assert "lies in 2 windows" in finding.message
+
+
+def test_the_order_of_the_windows_hides_no_overlap() -> None:
+    mixed = windows(10)
+    order = np.random.default_rng(1).permutation(len(mixed))
+    (finding,) = check(task(devices=device(Windows(mixed.x[order], mixed.y))), SETTINGS, content)
+    assert "group=2" in finding.message
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5])
+def test_silence_is_no_overlap(value: float) -> None:
+    quiet: npt.NDArray[np.float32] = np.full((8, 2, 20), value, np.float32)
+    assert check(task(devices=device(Windows(quiet, np.zeros(8, np.int64)))), SETTINGS, content) == []
+
+
+def test_devices_that_cannot_be_read_are_one_line() -> None:
+    assert check(task(devices=missing), SETTINGS, content) == [
+        Finding("error", "devices", "fails: FileNotFoundError: model.txt")
+    ]
+
+
+def test_a_device_without_training_windows_is_mentioned() -> None:
+    empty = Windows(windows().x[:0], windows().y[:0])
+    findings = check(task(devices=device(empty)), SETTINGS, content)
+    assert {f.level for f in findings} == {"warning"}
+    assert "can only answer" in findings[0].message
+
+
+def test_what_the_quantizer_says_is_passed_on() -> None:
+    def unsure(task: Task, weights: Flat) -> Sequence[str]:
+        return (f"{task.name}: unbounded before {weights.size} weights",)
+
+    def refuse(task: Task, weights: Flat) -> Sequence[str]:
+        raise TaskError("operator Foo is not supported")
+
+    assert check(task(), SETTINGS, unsure) == [
+        Finding("warning", "quantizer", "watch: unbounded before 123 weights"),
+    ]
+    assert check(task(), SETTINGS, refuse) == [Finding("error", "quantizer", "operator Foo is not supported")]
+
+
+def test_a_broken_model_is_not_sent_to_the_quantizer() -> None:
+    def never(task: Task, weights: Flat) -> Sequence[str]:
+        raise AssertionError("asked")
+
+    assert check(task(missing), SETTINGS, never)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "examples", "subject"),
+    [
+        pytest.param("privacy", {"epsilon": float("inf")}, 20, "privacy.epsilon", id="no privacy"),
+        pytest.param("privacy", {"delta": 0.01}, 20, "privacy.delta", id="delta as likely as an example"),
+        pytest.param("privacy", {"planned_releases": 39}, 20, "privacy.planned_releases", id="steps left over"),
+        pytest.param("round", {"min_updates": 9}, 20, "devices", id="too few devices"),
+    ],
+)
+def test_settings_that_promise_little_or_waste_are_warned_of(
+    section: str, values: dict[str, Any], examples: int, subject: str
+) -> None:
+    (finding,) = check(task(examples=examples), SETTINGS.changed(**{section: values}), content)
+    assert (finding.level, finding.subject) == ("warning", subject)
+
+
+def test_checking_leaves_the_dice_and_the_data_alone() -> None:
+    before = torch.random.get_rng_state()
+    seen = windows()
+    kept = seen.x.copy()
+    checked = task(devices=device(seen), model=stack(nn.Flatten(), nn.Dropout(0.5), nn.Linear(40, 3)))
+    torch.random.set_rng_state(before)
+    assert check(checked, SETTINGS, content) == []
+    assert np.array_equal(seen.x, kept)
+    assert torch.equal(before, torch.random.get_rng_state())

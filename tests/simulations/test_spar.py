@@ -1,0 +1,77 @@
+"""The smartwatch data set."""
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleet.errors import MissingExtraError, TaskError
+from fleet.task import Windows
+from simulations import spar
+
+RECORDINGS = spar.recordings()
+
+
+def test_ten_people_wear_twenty_devices() -> None:
+    assert len(RECORDINGS) == 20
+    assert Counter(seen.person for seen in RECORDINGS.values()) == {f"person{i:02d}": 2 for i in range(1, 11)}
+    assert {"person03-left", "person03-right"} < set(RECORDINGS)
+
+
+def test_every_device_saw_all_seven_exercises_early_and_late() -> None:
+    kinds = [len(np.unique(part.y)) for seen in RECORDINGS.values() for part in (seen.train, seen.live)]
+    assert kinds == [7] * 40
+
+
+def test_the_file_holds_140_exercises() -> None:
+    assert len(spar._read(spar._file())) == 140
+
+
+def test_windows_are_channels_first_and_finite() -> None:
+    for seen in RECORDINGS.values():
+        for part in (seen.train, seen.live):
+            assert part.x.dtype == np.float32
+            assert part.x.shape == (len(part), 6, 100)
+            assert part.y.dtype == np.int64
+            assert np.isfinite(part.x).all()
+
+
+def test_no_sample_is_in_two_windows() -> None:
+    for seen in RECORDINGS.values():
+        samples = np.concatenate([part.x.transpose(0, 2, 1).reshape(-1, 6) for part in (seen.train, seen.live)])
+        repeated = len(samples) - len(np.unique(samples, axis=0))
+        assert repeated < len(samples) / 100  # a resting arm gives equal readings by chance, not a hundred in a row
+
+
+def test_training_comes_from_the_first_seventy_percent_of_an_exercise() -> None:
+    exercise = next(e for e in spar._read(spar._file()) if e.device == "person01-left" and e.label == 0)
+    border = int(len(exercise.samples) * 0.7)
+    early, late = (list(spar._cut(part)) for part in (exercise.samples[:border], exercise.samples[border:]))
+    seen = RECORDINGS["person01-left"]
+    assert np.array_equal(seen.train.x[seen.train.y == 0], early)
+    assert np.array_equal(seen.live.x[seen.live.y == 0], late)
+
+
+@pytest.mark.parametrize("part", ["train", "live"])
+def test_any_beginning_of_a_stream_has_the_exercises_in_proportion(part: str) -> None:
+    for seen in RECORDINGS.values():
+        windows: Windows = getattr(seen, part)
+        whole = np.bincount(windows.y, minlength=7) / len(windows)
+        for length in range(1, len(windows) + 1):
+            begun = np.bincount(windows.y[:length], minlength=7)
+            assert np.abs(begun - whole * length).max() <= 1.5
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgefleet\[simulate\]'"):
+        spar._file()
+
+
+def test_a_corrupt_file_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "watch_dataset.npy"
+    broken.write_bytes(b"not numpy")
+    with pytest.raises(TaskError, match=r"watch_dataset\.npy is not the SPAR data set"):
+        spar._read(broken)

@@ -1,0 +1,42 @@
+"""Release 0."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fleet.task import Task, Windows, set_weights, weights_of
+from fleet.weights import Flat
+from simulations.smartwatch import smartwatch
+from simulations.warm_start import warm_start
+
+TASK = smartwatch("features", 0)
+
+
+def accuracy(task: Task, weights: Flat) -> float:
+    model = task.model()
+    set_weights(model, weights)
+    right = []
+    for seen in task.devices().values():
+        with torch.no_grad():
+            right.append(model(torch.from_numpy(seen.live.x)).argmax(1).numpy() == seen.live.y)
+    return float(np.concatenate(right).mean())
+
+
+def test_release_0_already_reads_other_people() -> None:
+    assert accuracy(TASK, warm_start(TASK, seed=0)) > 0.6
+
+
+def test_equal_seeds_give_equal_weights_and_leave_the_dice_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (warm_start(TASK, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_without_a_donor_release_0_is_the_model_as_it_was_made() -> None:
+    made = weights_of(TASK.model())
+    nothing = Windows(np.zeros((0, 6, 100), np.float32), np.zeros(0, np.int64))
+    assert np.array_equal(warm_start(replace(TASK, donor=None), seed=0), made)
+    assert np.array_equal(warm_start(replace(TASK, donor=lambda: nothing), seed=0), made)
