@@ -178,15 +178,17 @@ class Coordinator:
         """The float32 weights that a base was quantized from."""
         return self._vault.get(base.master)
 
-    def offer_release(self) -> None:
-        """Make the newest base a release if one is due and no rollout is running."""
-        newest = self.registry.releases.newest()
-        base = self.registry.rounds.bases()[-1]
-        if newest is None or self.registry.releases.running():
-            return
+    def release_is_due(self) -> bool:
+        """Whether enough rounds have passed since the last release, and no rollout is running."""
+        if self.registry.releases.running():
+            return False
         offered = max(release.base for release, _ in self.registry.releases.all())
-        if base.number - offered >= self._settings.release.every_rounds:
-            self._announce(base, Phase.SHADOW)
+        return self.registry.rounds.bases()[-1].number - offered >= self._settings.release.every_rounds
+
+    def offer_release(self) -> None:
+        """Make the newest base a release, if one is due."""
+        if self.release_is_due():
+            self._announce(self.registry.rounds.bases()[-1], Phase.SHADOW)
 
     def report_instruction(self) -> ReportInstruction | None:
         """What nodes should be asked about the running rollout; None if there is none."""
@@ -265,9 +267,7 @@ class Coordinator:
         newest = self.registry.releases.newest()
         number = newest[0].number + 1 if newest else 0
         master = self.master(base)
-        release = self._publisher.manifest(
-            number, base.number, master, self._settings.release, withdraws=withdraws
-        )
+        release = self._publisher.manifest(number, base.number, master, self._settings.release, withdraws=withdraws)
         state = RolloutState(number, release.artifact[:16], phase, 0, self._clock())
         self.registry.releases.announce(release, state)
         self._publish_release(release, state)

@@ -1,4 +1,4 @@
-"""From a master to signed bases and releases on the shelf; whatever was interrupted is done again, to the same bytes."""
+"""From a master to signed bases and releases on the shelf; interrupted, it is done again to the same bytes."""
 
 from coordinator.golden import golden_inputs
 from coordinator.rollout import Phase, RolloutState

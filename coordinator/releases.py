@@ -1,11 +1,12 @@
 """Releases, how far their rollout got, and what nodes reported of them."""
 
 from datetime import UTC
+from typing import Any
 
 from sqlalchemy import Engine, Row, insert, select, update
 
-from coordinator.roster import raise_ledger
 from coordinator.rollout import RUNNING, Phase, RolloutState
+from coordinator.roster import raise_ledger
 from coordinator.tables import releases, reports
 from fleet.errors import TamperedError
 from fleet.messages import Report, Watch
@@ -89,7 +90,6 @@ class Releases:
             return {node: (won, lost) for node, won, lost in connection.execute(query)}
 
 
-def _values(row: Row[tuple[int, bytes, str, str, int, object]]) -> tuple[Release, RolloutState]:
-    number, manifest, salt, phase, wave, since = row
-    state = RolloutState(number, salt, Phase(phase), wave, since.replace(tzinfo=UTC))  # type: ignore[attr-defined]
-    return Release.from_bytes(manifest), state
+def _values(row: Row[Any]) -> tuple[Release, RolloutState]:
+    state = RolloutState(row.number, row.salt, Phase(row.phase), row.wave, row.since.replace(tzinfo=UTC))
+    return Release.from_bytes(row.manifest), state

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, insert, select, update
 
@@ -164,8 +165,8 @@ def _open_round(connection: Connection) -> Round | None:
     return None if row is None else _round(row)
 
 
-def _round(row: Row[tuple[int, int, str, datetime]]) -> Round:
-    return Round(row[0], row[1], RoundState(row[2]), row[3].replace(tzinfo=UTC))
+def _round(row: Row[Any]) -> Round:
+    return Round(row.number, row.base, RoundState(row.state), row.deadline.replace(tzinfo=UTC))
 
 
 def _set_state(connection: Connection, number: int, state: RoundState) -> None:

@@ -52,7 +52,8 @@ class ServerStep:
         return arrays.to_numpy_ndarrays()[0].astype(np.float32), self._memory(strategy, master.size)
 
     def _recalled(self, master: Flat, memory: npt.NDArray[np.float32]) -> FedAvg:
-        strategy: Any = self._cls(**self._arguments)
+        make: Any = self._cls
+        strategy = make(**self._arguments)
         strategy.current_arrays = _record(master)
         rows = iter(memory.reshape(-1, master.size))
         for name in _MEMORY:

@@ -38,13 +38,12 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, and show where errors rise.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens; show where errors rise.")] = False,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)
 
 
 def main() -> None:

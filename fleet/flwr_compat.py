@@ -1,10 +1,21 @@
 """Everything of Flower that is not public, in one place, with a contract test for each name."""
 
+import logging
+
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+__all__ = ["COORDINATOR_ID", "Run", "context", "empty_run", "identify", "number", "quieten"]
+
 COORDINATOR_ID = 1
+
+
+def quieten() -> None:
+    """Keep Flower's logger, which sets its own level and handlers on import, to what ours is set to."""
+    logger = logging.getLogger("flwr")
+    logger.handlers.clear()
+    logger.setLevel(logging.getLogger().getEffectiveLevel())
 
 
 def identify(run_id: int) -> None:

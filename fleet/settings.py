@@ -195,7 +195,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if isinstance(kind, types.GenericAlias):
             parts = value.strip("[] ").split(",") if isinstance(value, str) else value
             return tuple(float(part) for part in parts)
-        if isinstance(value, bool) or (kind is str) != isinstance(value, str) and not isinstance(value, str):
+        if isinstance(value, bool) or (kind is str and not isinstance(value, str)):
             raise ValueError
         if kind is int and isinstance(value, float):
             raise ValueError

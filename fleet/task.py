@@ -187,11 +187,12 @@ def load(reference: str, folder: Path) -> Task:
 
 def _run(path: Path) -> object:
     spec = importlib.util.spec_from_file_location(f"edgefleet_task_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # noqa: S101 - a path of a file always has both
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - the author's code may raise anything
+    except Exception as error:  # the author's code may raise anything
         raise TaskError(f"{path} failed: {type(error).__name__}: {error}") from error
     return module

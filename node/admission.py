@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,12 @@ CPU_SECONDS = 20
 TIMEOUT_S = 60
 
 
+class Admit(Protocol):
+    """Decides whether an artifact may go on; ``admit`` below, unless a simulation shares one answer."""
+
+    def __call__(self, artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...]) -> None: ...
+
+
 def admit(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...]) -> None:
     """Refuse an artifact that does not load within limits or does not give the signed golden outputs.
 
@@ -24,7 +31,7 @@ def admit(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...
     """
     order = json.dumps({"artifact": str(artifact), "shape": shape})
     try:
-        child = subprocess.run(
+        child = subprocess.run(  # noqa: S603 - our own module, by this interpreter
             [sys.executable, "-m", "node.admission", order],
             input=golden,
             capture_output=True,

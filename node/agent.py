@@ -1,15 +1,15 @@
 """The node agent: answers, keeps what it saw, learns a private update when a round asks, and minds its releases."""
 
+import sqlite3
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fleet.errors import BudgetError, FleetError, LinkError, TrustError
+from fleet.errors import BudgetError, FleetError, TrustError
 from fleet.events import Record, ignore
 from fleet.messages import ReportInstruction, UpdateInstruction
 from fleet.privacy.gaussian import Budget
@@ -17,6 +17,7 @@ from fleet.privacy.noise import LatticeGaussian
 from fleet.release import Rollout
 from fleet.signing import Sealed
 from fleet.task import Task
+from node.admission import Admit, admit
 from node.buffer import Buffer
 from node.catalog import Catalog
 from node.floors import SqliteFloors
@@ -46,6 +47,7 @@ class Agent:
         *,
         fetcher: FolderFetcher,
         clock: Callable[[], datetime],
+        admit: Admit = admit,
         record: Record = ignore,
     ) -> None:
         """Open a provisioned node's folder, as it was left, however it was left.
@@ -63,7 +65,7 @@ class Agent:
         self._clock = clock
         self._record = record
         self._open_learning()
-        self._open_serving(folder, fetcher)
+        self._open_serving(folder, fetcher, admit)
 
     def _open_learning(self) -> None:
         identity, privacy = self._identity, self._identity.settings.privacy
@@ -76,7 +78,7 @@ class Agent:
         self._outbox = Outbox(self._store, self.ledger, node=identity.name, key=identity.key)
         self._wish: UpdateInstruction | None = None
 
-    def _open_serving(self, folder: Path, fetcher: FolderFetcher) -> None:
+    def _open_serving(self, folder: Path, fetcher: FolderFetcher, admit: Admit) -> None:
         identity = self._identity
         floors = SqliteFloors(self._store)
         installer = Installer(folder / "trust", identity.root, fetcher, floors, clock=self._clock)
@@ -94,6 +96,7 @@ class Agent:
             stages=self.stages,
             slots=Slots(folder / "slots"),
             shadow=self.shadow,
+            admit=admit,
             record=self._record,
         )
 
@@ -120,8 +123,10 @@ class Agent:
             raise TrustError(f"{self.name}: the coordinator offers no release to begin with")
         self.serving.provision(self._catalog, rollout.release)
 
-    def answer(self, x: npt.NDArray[np.float32]) -> tuple[int, Answer]:
+    def answer(self, x: npt.NDArray[np.float32]) -> tuple[int | None, Answer]:
         """Classify a reading with the active release; the request's number, for the label that comes later.
+
+        The answer is given even if it cannot be recorded, on a full disk for example: then it has no number.
 
         Raises:
             InputError: The reading is not what the task declares; nothing is kept.
@@ -130,9 +135,11 @@ class Agent:
         if self.serving.active is None:
             raise TrustError(f"{self.name} has no release to answer with")
         answer = self.serving.active.answer(x)
-        seq = self.shadow.next_seq()
-        self.shadow.record(seq, x, answer)
-        return seq, answer
+        try:
+            return self.shadow.record(x, answer), answer
+        except sqlite3.OperationalError as error:
+            self._record("unrecorded", reason=str(error))
+            return None, answer
 
     def label(self, seq: int, label: int) -> None:
         """The truth about an earlier answer, from whoever knows it; the first one counts.
@@ -143,13 +150,15 @@ class Agent:
         self.shadow.label(seq, label)
 
     def step(self) -> None:
-        """What the node does between readings: pull, promote or go back, learn if a round asked."""
-        try:
-            self._pull()
-        except (LinkError, TrustError) as error:
-            self._record("kept", reason=str(error))
-        self.serving.settle(self._rollout)
-        self._learn()
+        """What the node does between readings: pull, promote or go back, learn if a round asked.
+
+        What fails is recorded and tried again at the next step; it keeps nothing else from happening.
+        """
+        for part in (self._pull, self._settle, self._learn):
+            try:
+                part()
+            except (FleetError, OSError, sqlite3.OperationalError) as error:
+                self._record("kept", part=part.__name__.strip("_"), reason=str(error))
 
     def update(self, sealed: Sealed) -> Parcel | None:
         """The update for the instruction's round: the same bytes however often it asks, None while there is none.
@@ -198,6 +207,9 @@ class Agent:
         if self._rollout:
             self.serving.consider(self._rollout, self._catalog)
 
+    def _settle(self) -> None:
+        self.serving.settle(self._rollout)
+
     def _wants_base(self) -> bool:
         return self._wish is not None and not self._outbox.waiting(self._wish.base)
 
@@ -206,17 +218,12 @@ class Agent:
         wish = self._wish
         if wish is None or not self._wants_base():
             return
-        try:
-            base, weights = self._catalog.base(wish.base)
-            if base.payload != wish.base_digest:
-                raise TrustError(f"base {wish.base} is not the one that the instruction names")
-            session = self._session(weights)
-        except FleetError as error:
-            self._record("not-learned", round=wish.round, reason=str(error))
-        else:
-            if session:
-                self._outbox.put(*session, base=base.number, base_digest=base.payload)
-        self._wish = None
+        self._wish = None  # whatever comes of it: the next ask is the next wish
+        base, weights = self._catalog.base(wish.base)
+        if base.payload != wish.base_digest:
+            raise TrustError(f"base {wish.base} is not the one that the instruction names")
+        if session := self._session(weights):
+            self._outbox.put(*session, base=base.number, base_digest=base.payload)
 
     def _session(self, weights: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int] | None:
         settings = self._identity.settings
@@ -224,9 +231,7 @@ class Agent:
             self._learner = Learner(
                 self._task, self.ledger, self.buffer, self._noise, clipping_norm=settings.privacy.clipping_norm
             )
-        return self._learner.learn(
-            weights, releases=settings.session_releases, noise_multiplier=self._noise_multiplier
-        )
+        return self._learner.learn(weights, releases=settings.session_releases, noise_multiplier=self._noise_multiplier)
 
 
 def provision(
@@ -236,6 +241,7 @@ def provision(
     *,
     fetcher: FolderFetcher,
     clock: Callable[[], datetime],
+    admit: Admit = admit,
     record: Record = ignore,
 ) -> Agent:
     """Open a node; if it is new, pin an identity and install the release that everybody may serve.
@@ -250,7 +256,7 @@ def provision(
     if Identity.load(store) is None:
         identity().save(store)
     store.close()
-    agent = Agent(folder, task, fetcher=fetcher, clock=clock, record=record)
+    agent = Agent(folder, task, fetcher=fetcher, clock=clock, admit=admit, record=record)
     if agent.serving.active is None:
         agent.install()
     return agent

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fleet.errors import BudgetError, MissingExtraError
 from fleet.privacy.release import Noise, private_sum
-from fleet.task import Task, Windows, layout_of, set_weights
+from fleet.task import Task, Windows, set_weights
 from fleet.weights import Flat
 from node.buffer import Buffer
 from node.ledger import Ledger

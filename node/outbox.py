@@ -74,9 +74,7 @@ class Outbox:
                 (instruction.round, sealed.body, sealed.signature, seq),
             )
 
-    def _seal(
-        self, instruction: UpdateInstruction, base: int, base_digest: str, mu2: int, payload: bytes
-    ) -> Sealed:
+    def _seal(self, instruction: UpdateInstruction, base: int, base_digest: str, mu2: int, payload: bytes) -> Sealed:
         head = self._ledger.head()
         return Update(
             node=self._node,

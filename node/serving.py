@@ -6,7 +6,7 @@ from fleet.evidence import harm_evidence
 from fleet.messages import Watch
 from fleet.release import Release, Rollout
 from fleet.task import Signature
-from node.admission import admit
+from node.admission import Admit
 from node.catalog import Catalog
 from node.predictor import Predictor
 from node.promotion import Signs, Stage, StageLog, next_stage
@@ -25,13 +25,22 @@ class Serving:
     """The models of a node. The stage log decides; pointer and memory follow it, also after a crash."""
 
     def __init__(
-        self, node: str, signature: Signature, *, stages: StageLog, slots: Slots, shadow: Shadow, record: Record
+        self,
+        node: str,
+        signature: Signature,
+        *,
+        stages: StageLog,
+        slots: Slots,
+        shadow: Shadow,
+        admit: Admit,
+        record: Record,
     ) -> None:
         self._node = node
         self._signature = signature
         self._stages = stages
         self._slots = slots
         self._shadow = shadow
+        self._admit = admit
         self._record = record
         self.active: Predictor | None = None
         self.rival: Predictor | None = None
@@ -89,7 +98,7 @@ class Serving:
 
     def _check(self, number: int) -> None:
         release = self._slots.release(number)
-        admit(self._slots.path(number), release, self._slots.golden(number), self._signature.shape)
+        self._admit(self._slots.path(number), release, self._slots.golden(number), self._signature.shape)
 
     def _next(self, number: int, stage: Stage, rollout: Rollout | None) -> tuple[Stage, str] | None:
         release = self._slots.release(number)

@@ -36,12 +36,14 @@ class Shadow:
         self._store = store
         self._signature = signature
 
-    def record(self, seq: int, x: npt.NDArray[np.float32], answer: Answer) -> None:
-        """Keep an answer under the number of its request, before the reply."""
+    def record(self, x: npt.NDArray[np.float32], answer: Answer) -> int:
+        """Keep an answer, before the reply; the number of its request."""
+        seq = self.next_seq()
         self._store.execute(
             "insert into reading (seq, x, release, answer) values (?, ?, ?, ?)",
             (seq, x.tobytes(), answer.release, answer.label),
         )
+        return seq
 
     def next_seq(self) -> int:
         """The number of the next request."""
@@ -70,9 +72,8 @@ class Shadow:
             if rival is not None and release == answering:
                 x = np.frombuffer(raw, np.float32).reshape(self._signature.shape)
                 given = (rival.release, rival.answer(x).label)
-            self._store.execute(
-                "update reading set x = null, rival = ?, rival_answer = ? where seq = ?", (*(given or (None, None)), seq)
-            )
+            statement = "update reading set x = null, rival = ?, rival_answer = ? where seq = ?"
+            self._store.execute(statement, (*(given or (None, None)), seq))
 
     def pairs(self, candidate: int, watch: Watch) -> list[Pair]:
         """Labelled windows of one candidate in one stage, oldest first."""

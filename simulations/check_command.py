@@ -1,7 +1,6 @@
 """``edgefleet check``: says what would not work, before anything runs."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer

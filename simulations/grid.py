@@ -8,9 +8,9 @@ from enum import Enum
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from fleet.flwr_compat import Run
 
 from fleet import flwr_compat
+from fleet.flwr_compat import Run
 
 CRASHED = 2
 

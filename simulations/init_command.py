@@ -3,22 +3,19 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from fleet.errors import UsageError
 
 _TEMPLATE = Path(__file__).parent / "templates" / "digits"
 
 
-def init(name: Annotated[str, typer.Argument(help="The folder to write; it must be new or empty.")]) -> None:
-    """Write a folder with an example task, its settings, and a page on both."""
+def init(name: str) -> None:
+    """Write NAME, a new or empty folder, with an example task, its settings, and a page on both."""
     folder = Path(name)
     write(folder)
-    typer.echo(f"Wrote {folder} with task.py, fleet.toml and README.md. Next:")
+    print(f"Wrote {folder} with task.py, fleet.toml and README.md. Next:")
     for step in (f"cd {folder}", "edgefleet check", "edgefleet simulate"):
-        typer.echo(f"  {step}")
+        print(f"  {step}")
 
 
 def write(folder: Path) -> None:

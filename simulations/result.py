@@ -188,9 +188,7 @@ def _exposed(world: World) -> set[str]:
 def _bytes_down(world: World) -> float:
     """What nodes downloaded that was no release's own file, by the bases they learned from."""
     pulled = world.coordinator.registry.rounds.counted()
-    total = sum(
-        device.fetcher.bytes_of[kind] for device in world.devices.values() for kind in ("metadata", "bases")
-    )
+    total = sum(device.fetcher.bytes_of[kind] for device in world.devices.values() for kind in ("metadata", "bases"))
     return total / pulled if pulled else 0.0
 
 

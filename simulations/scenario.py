@@ -92,7 +92,7 @@ def _built_in(wish: Wish) -> tuple[Task, Settings, str]:
 def _configured(config: Path, wish: Wish) -> tuple[Task, Settings, str]:
     settings = load(config)
     if not settings.task.file:
-        raise SettingsError(f"{config}: [task] file is missing, such as file = \"task.py:TASK\"")
+        raise SettingsError(f'{config}: [task] file is missing, such as file = "task.py:TASK"')
     return task.load(settings.task.file, config.parent), settings, ""
 
 

@@ -15,9 +15,11 @@ from coordinator.requantizer import register
 from coordinator.server_app import server_app
 from fleet import durable, flwr_compat
 from fleet.events import EventLog, Record
+from fleet.release import Release
 from fleet.settings import Settings
-from fleet.signing import canonical
+from fleet.signing import canonical, sha256
 from fleet.task import Recording, Task
+from node.admission import Admit, admit
 from node.agent import Agent, provision
 from node.client_app import client_app
 from node.identity import Identity
@@ -81,6 +83,7 @@ class World:
         link: Link = always,
     ) -> None:
         """Open the run of ``folder``, or begin it; ``started`` is ``time.monotonic()`` when the command began."""
+        flwr_compat.quieten()
         self.folder = folder
         self.task = task
         self.settings = settings
@@ -98,6 +101,7 @@ class World:
             clock=self.clock,
             record=self._events.record("coordinator"),
         )
+        self._admit = _once_per_artifact()
         self.devices = {
             name: self._provision(name, recording, FIRST_FLOWER_ID + index)
             for index, (name, recording) in enumerate(sorted(recordings.items()))
@@ -120,7 +124,7 @@ class World:
         registry = self.coordinator.registry
         if len(registry.rounds.all()) < self.settings.round.rounds or registry.rounds.current():
             return False
-        if registry.releases.running():
+        if registry.releases.running() or self.coordinator.release_is_due():
             return False
         return not any(self._has_windows(device) and _on_probation(device) for device in self.devices.values())
 
@@ -175,6 +179,7 @@ class World:
             self.task,
             fetcher=fetcher,
             clock=self.clock,
+            admit=self._admit,
             record=self._recorder(name),
         )
         if len(agent.buffer) == 0:
@@ -195,6 +200,19 @@ class World:
     def _save(self) -> None:
         self.progress.wall_s = self.wall_s
         durable.write(self.folder / "progress.json", canonical(asdict(self.progress)))
+
+
+def _once_per_artifact() -> Admit:
+    """Every simulated node is this machine with this runtime: what one child process found out holds for all."""
+    admitted: set[str] = set()
+
+    def admit_once(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...]) -> None:
+        question = sha256(artifact.read_bytes() + golden + release.to_bytes())
+        if question not in admitted:
+            admit(artifact, release, golden, shape)
+            admitted.add(question)
+
+    return admit_once
 
 
 def _read_window(device: Device, index: int) -> None:

@@ -41,7 +41,8 @@ def private_sum(
         # Rounding each coordinate to the lattice moves an example by half a pitch per coordinate at most.
         sensitivity = clipping_norm + pitch * math.sqrt(size) / 2
         total += noise.integers(size, noise_multiplier * sensitivity / pitch)
-    return total * pitch
+    noisy: npt.NDArray[np.float64] = total * pitch
+    return noisy
 
 
 def clip(gradients: npt.NDArray[np.float64], clipping_norm: float) -> npt.NDArray[np.float64]:
