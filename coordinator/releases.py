@@ -71,6 +71,14 @@ class Releases:
             raise TamperedError("no release was ever done")
         return done[-1]
 
+    def open_to_all(self, waves: int) -> Release:
+        """The newest release that every node may serve: done, or in the last of its waves."""
+        found = self.serving()
+        for release, state in self.all():
+            if release.number > found.number and state.phase is Phase.WAVE and state.wave == waves:
+                found = release
+        return found
+
     def accept(self, report: Report) -> bool:
         """Put a report on record; False if the node reported on this release and stage before."""
         row = {"release": report.release, "watch": report.watch.value, "node": report.node}

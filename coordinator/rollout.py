@@ -41,12 +41,13 @@ class RolloutState:
 def judge(
     state: RolloutState, evidence: Pooled, *, asked: int, settings: ReleaseSettings, now: datetime
 ) -> RolloutState:
-    """The state that the evidence calls for; the same one while reports are missing and patience lasts.
+    """The state that the evidence calls for; the same one while reports are missing.
 
-    The shadow evidence is looked at once: lacking or against, the old model stays. A wave is followed by the next
-    unless the exposed nodes' evidence says that the release is worse.
+    The shadow evidence is looked at once, when all have reported or patience is over: lacking or against, the old
+    model stays. A wave is followed by the next when a quorum of the exposed nodes has reported, or some have and
+    patience is over, unless their evidence says that the release is worse. A wave that stays silent is held.
     """
-    if state.phase not in RUNNING or (evidence.reports < asked and now - state.since < settings.patience):
+    if state.phase not in RUNNING or not _is_ripe(state, evidence.reports, asked, settings, now):
         return state
     if state.phase is Phase.SHADOW:
         better = evidence.not_worse(margin=settings.margin, alpha=settings.alpha)
@@ -56,3 +57,10 @@ def judge(
     if state.wave < len(settings.waves):
         return replace(state, wave=state.wave + 1, since=now)
     return replace(state, phase=Phase.DONE, since=now)
+
+
+def _is_ripe(state: RolloutState, reports: int, asked: int, settings: ReleaseSettings, now: datetime) -> bool:
+    over = now - state.since >= settings.patience
+    if state.phase is Phase.SHADOW:
+        return over or reports >= asked
+    return reports >= settings.wave_quorum * asked or (over and reports > 0)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from fleet.errors import SignatureError
@@ -28,10 +28,12 @@ class _Manifest:
             SignatureError: Signed, but not a manifest that this version reads.
         """
         try:
-            fields: dict[str, Any] = json.loads(data)
-            return cls(**fields)
-        except (ValueError, TypeError) as error:
+            manifest = cls(**json.loads(data))
+            for field in fields(cls):
+                _check_type(field.name, field.type, getattr(manifest, field.name))
+        except (ValueError, TypeError, RecursionError) as error:
             raise SignatureError(f"{cls.__name__.lower()} manifest cannot be read: {error}") from error
+        return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,15 @@ def wave_hash(salt: str, node: str) -> str:
 
 
 def wave_threshold(salt: str, roster: Iterable[str], fraction: float) -> str:
-    """The k-th smallest hash of the roster, so that a 5 % wave of 20 nodes is exactly one node."""
+    """The k-th smallest hash of the roster, so that a 5 % wave of 20 nodes is exactly one node; "" for nobody."""
     hashes = sorted(wave_hash(salt, node) for node in roster)
-    return hashes[math.ceil(fraction * len(hashes)) - 1] if hashes else ""
+    places = math.ceil(fraction * len(hashes) - 1e-9)  # 0.07 * 100 is a little more than 7 in floating point
+    return hashes[places - 1] if places > 0 else ""
+
+
+def _check_type(name: str, kind: Any, value: Any) -> None:
+    if type(value) is not kind or (kind is int and abs(value) >= 2**63):
+        raise ValueError(f"{name}: {value!r} is no {kind.__name__}, or over 63 bits")
 
 
 def base_path(number: int, name: str) -> str:

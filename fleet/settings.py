@@ -84,13 +84,14 @@ class RoundSettings:
 class ReleaseSettings:
     """When a base is offered for serving, and what evidence opens each wave."""
 
-    every_rounds: int = 10
+    every_rounds: int = 5
     waves: tuple[float, ...] = (0.05, 0.25, 1.0)
     margin: float = 0.05
     alpha: float = 0.05
-    shadow_windows: int = 10
+    shadow_windows: int = 8
     probation_windows: int = 2
-    patience: timedelta = timedelta(days=2)
+    patience: timedelta = timedelta(hours=12)
+    wave_quorum: float = 0.75
 
     def __post_init__(self) -> None:
         if self.every_rounds < 1:
@@ -100,6 +101,8 @@ class ReleaseSettings:
             raise SettingsError(f"release.waves: {list(self.waves)} must grow from above 0 to 1.0")
         if not 0 < self.margin < 1 or not 0 < self.alpha < 0.5:
             raise SettingsError("release: margin must lie in (0, 1) and alpha in (0, 0.5)")
+        if not 0 < self.wave_quorum <= 1:
+            raise SettingsError(f"release.wave_quorum: {self.wave_quorum} must lie in (0, 1]")
         if self.shadow_windows < 1 or self.probation_windows < 1:
             raise SettingsError("release: shadow_windows and probation_windows must be 1 or more")
 

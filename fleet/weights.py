@@ -36,7 +36,7 @@ class Layout:
         if flat.shape != (self.size,):
             raise ValueError(f"weights have shape {flat.shape}, the layout needs ({self.size},)")
         ends = list(accumulate(prod(shape) for shape in self.shapes))
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][:-1]
         return {
             name: flat[start:end].reshape(shape)
             for name, shape, start, end in zip(self.names, self.shapes, starts, ends, strict=True)

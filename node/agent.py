@@ -199,7 +199,7 @@ class Agent:
             raise TrustError(f"{self.name} works on {self._task.name}, the instruction is for {task}")
 
     def _pull(self) -> None:
-        if self._clock() < self._next_poll and not self._wants_base():
+        if self._clock() < self._next_poll and not self._lacks_base():
             return
         self._catalog.refresh()
         self._rollout = self._catalog.rollout()
@@ -210,13 +210,14 @@ class Agent:
     def _settle(self) -> None:
         self.serving.settle(self._rollout)
 
-    def _wants_base(self) -> bool:
-        return self._wish is not None and not self._outbox.waiting(self._wish.base)
+    def _lacks_base(self) -> bool:
+        """Whether a round names a base that is newer than what was last pulled."""
+        return self._wish is not None and not self._catalog.has_base(self._wish.base)
 
     def _learn(self) -> None:
         """One session for the round that asked. Only a timer and an instruction decide when, never the data."""
         wish = self._wish
-        if wish is None or not self._wants_base():
+        if wish is None or self._outbox.waiting(wish.base):
             return
         self._wish = None  # whatever comes of it: the next ask is the next wish
         base, weights = self._catalog.base(wish.base)

@@ -1,6 +1,6 @@
 """What the coordinator has published, read through the installer: verified bytes turned into values."""
 
-from fleet.errors import SignatureError
+from fleet.errors import LinkError, SignatureError, TrustError
 from fleet.quantization import Template
 from fleet.release import ROLLOUT_PATH, Base, Release, Rollout, base_path, release_path, template_path
 from fleet.signing import sha256
@@ -28,6 +28,13 @@ class Catalog:
         """Who may serve which release now; None before the first."""
         data = self._installer.fetch(ROLLOUT_PATH)
         return Rollout.from_bytes(data) if data else None
+
+    def has_base(self, number: int) -> bool:
+        """Whether the metadata that is trusted now lists a base."""
+        try:
+            return self._installer.fetch(base_path(number, "manifest.json")) is not None
+        except (LinkError, TrustError):
+            return False
 
     def base(self, number: int) -> tuple[Base, Flat]:
         """A base and the float32 weights that training starts from.

@@ -33,7 +33,7 @@ class Result:
         same_device_accuracy: Of the same release, on the fleet's own later windows, none of which it trained on.
         float_agreement: Windows on which its int8 artifact and its float32 master name the same class.
         epsilon_max: The largest ε that any node's ledger holds; infinite without privacy.
-        nodes_promoted: Nodes that ended with a trained release committed.
+        nodes_promoted: Nodes that end with a trained release answering.
         nodes_exposed: Nodes that answered with a release that was later rolled back or withdrawn.
         nodes_unsigned: Nodes that ever answered with a release that a fresh TUF client does not find signed.
         bytes_up_per_update: Signed fields and delta of one update, on average.
@@ -75,7 +75,7 @@ class Result:
 def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result:
     """Measure a world that is over."""
     registry = world.coordinator.registry
-    serving = registry.releases.serving()
+    serving = registry.releases.open_to_all(len(world.settings.release.waves))
     artifacts = _artifacts(world)
     away = _joined([w for r in held_out.values() for w in (r.train, r.live)])
     live = _joined([device.recording.live for device in world.devices.values()])
@@ -94,9 +94,9 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result
         rounds=len(closed) - 1,
         updates=registry.rounds.counted(),
         refused=len(registry.rounds.refusals()),
-        releases=serving.number,
+        releases=registry.releases.all()[-1][0].number,
         nodes=len(devices),
-        nodes_promoted=sum(_committed(device) > 0 for device in devices),
+        nodes_promoted=sum(_active(device) > 0 for device in devices),
         nodes_exposed=len(_exposed(world)),
         nodes_unsigned=sum(not _served(device) <= artifacts.keys() for device in devices),
         answers=sum(device.agent.shadow.next_seq() for device in devices),
@@ -163,9 +163,9 @@ def _agreement(world: World, artifact: bytes, serving: Release, sets: list[Windo
     return float((_labels(artifact, windows) == exact).mean())
 
 
-def _committed(device: Device) -> int:
-    committed = [release for release, stage, _ in device.agent.stages.history() if stage is Stage.COMMITTED]
-    return committed[-1]
+def _active(device: Device) -> int:
+    active, _ = device.agent.stages.serving()
+    return active or 0
 
 
 def _served(device: Device) -> set[int]:

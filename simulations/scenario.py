@@ -13,12 +13,6 @@ from fleet.task import Recording, Task
 
 SETTINGS_FILE = "fleet.toml"
 
-# Chosen by looking at donors only.
-_SETTINGS = {
-    "features": Settings().changed(round={"server_momentum": 0.5}),
-    "cnn": Settings().changed(round={"server_momentum": 0.5}),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -86,7 +80,7 @@ def _built_in(wish: Wish) -> tuple[Task, Settings, str]:
     from simulations import smartwatch
 
     task_ = smartwatch.smartwatch(wish.model, wish.fold)  # type: ignore[arg-type] # it checks, and says so
-    return task_, _SETTINGS[wish.model], smartwatch.held_out(wish.fold)
+    return task_, Settings(), smartwatch.held_out(wish.fold)
 
 
 def _configured(config: Path, wish: Wish) -> tuple[Task, Settings, str]:

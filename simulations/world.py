@@ -1,4 +1,4 @@
-"""A whole fleet in one process: recordings play through real nodes and a real coordinator, hour by hour."""
+"""A whole fleet in one process: each hour a round, and a window of every device's recording."""
 
 import json
 import time
@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.founding import found
@@ -18,7 +19,7 @@ from fleet.events import EventLog, Record
 from fleet.release import Release
 from fleet.settings import Settings
 from fleet.signing import canonical, sha256
-from fleet.task import Recording, Task
+from fleet.task import Recording, Task, weights_of
 from node.admission import Admit, admit
 from node.agent import Agent, provision
 from node.client_app import client_app
@@ -29,8 +30,6 @@ from simulations.clock import SimulatedClock
 from simulations.grid import InProcessGrid, Link, always
 from simulations.warm_start import warm_start
 
-# A device sees one labelled window every four hours: a set of exercises a few times a day.
-HOURS_PER_READING = 4
 FIRST_FLOWER_ID = 1000
 PAUSE = timedelta(minutes=1)
 ASK_TIMEOUT_S = 60.0
@@ -84,6 +83,7 @@ class World:
     ) -> None:
         """Open the run of ``folder``, or begin it; ``started`` is ``time.monotonic()`` when the command began."""
         flwr_compat.quieten()
+        torch.set_num_threads(1)  # a node's steps are too small to share out
         self.folder = folder
         self.task = task
         self.settings = settings
@@ -96,7 +96,7 @@ class World:
             folder / "coordinator",
             task,
             settings,
-            register=lambda: register(task, warm_start(task, seed)).template,
+            register=lambda: register(task, weights_of(task.model())).template,
             warm_start=lambda: warm_start(task, seed),
             clock=self.clock,
             record=self._events.record("coordinator"),
@@ -120,13 +120,14 @@ class World:
             watch(self)
 
     def is_over(self) -> bool:
-        """Whether all rounds are played, no rollout runs, and no node on probation has windows left."""
+        """Whether all rounds are played and no rollout or probation waits for windows that are still to come."""
         registry = self.coordinator.registry
         if len(registry.rounds.all()) < self.settings.round.rounds or registry.rounds.current():
             return False
+        left = [device for device in self.devices.values() if self._has_windows(device)]
         if registry.releases.running() or self.coordinator.release_is_due():
-            return False
-        return not any(self._has_windows(device) and _on_probation(device) for device in self.devices.values())
+            return not left
+        return not any(_on_probation(device) for device in left)
 
     @property
     def wall_s(self) -> float:
@@ -144,15 +145,11 @@ class World:
         self.clock.set_hour(hour)
         self.repository.heartbeat()
         self._step_all()
-        if hour % HOURS_PER_READING == 0:
-            for device in self.devices.values():
-                _read_window(device, hour // HOURS_PER_READING)
-            self._step_all()
+        for device in self.devices.values():
+            _read_window(device, hour)
+        self._step_all()
         self._server(self._grid, flwr_compat.context(1, flwr_compat.COORDINATOR_ID))
-        self.progress.hour = hour + 1 if self._rounds_left() else (hour // HOURS_PER_READING + 1) * HOURS_PER_READING
-
-    def _rounds_left(self) -> bool:
-        return len(self.coordinator.registry.rounds.all()) < self.settings.round.rounds
+        self.progress.hour = hour + 1
 
     def _step_all(self) -> None:
         for device in self.devices.values():

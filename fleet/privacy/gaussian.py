@@ -8,10 +8,12 @@ of 1e-12, a charge rounded up and the budget rounded down, so that the recorded 
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from fleet.errors import BudgetError
 
 MU2_UNIT = 10**12
+_HIGHEST_MU2 = 2**62  # a database holds 63 bits
 
 
 def delta_of(epsilon: float, mu: float) -> float:
@@ -61,7 +63,9 @@ class Budget:
     @property
     def cap_mu2(self) -> int:
         """The μ² that may be spent, rounded down; of ε infinite, so much that nothing reaches it."""
-        return math.floor(MU2_UNIT * mu_of(self.epsilon, self.delta) ** 2) if self.private else 2**62
+        if not self.private:
+            return _HIGHEST_MU2
+        return min(math.floor(MU2_UNIT * Fraction(mu_of(self.epsilon, self.delta)) ** 2), _HIGHEST_MU2)
 
     def noise_multiplier(self, releases: int) -> float:
         """σ such that ``releases`` charges fit under the cap, as tightly as integers allow; 0 without privacy.
@@ -71,10 +75,13 @@ class Budget:
         """
         if not self.private:
             return 0.0
-        share = self.cap_mu2 // releases - 1  # one unit below, so that rounding a charge up stays inside
+        share = self.cap_mu2 // releases
         if share < 1:
             raise BudgetError(f"epsilon {self.epsilon:g} cannot be cut into {releases} releases; plan fewer")
-        return math.sqrt(MU2_UNIT / share)
+        multiplier = math.sqrt(MU2_UNIT / share)
+        while charge_of(multiplier) > share:  # a float or two further, so that rounding the charge up stays inside
+            multiplier = math.nextafter(multiplier, math.inf)
+        return multiplier
 
     def spent_epsilon(self, mu2: int) -> float:
         """The ε of ``mu2`` units spent; infinite if nothing was promised and something was released."""
@@ -87,7 +94,7 @@ def charge_of(noise_multiplier: float) -> int:
     """The μ² units of one release, rounded up; one unit where nothing is promised, so that it is on record."""
     if noise_multiplier == 0:
         return 1
-    return math.ceil(MU2_UNIT / noise_multiplier**2)
+    return math.ceil(MU2_UNIT / Fraction(noise_multiplier) ** 2)  # exact: a quotient of floats may round down
 
 
 def _tail(x: float) -> float:

@@ -161,7 +161,11 @@ def test_a_model_that_cannot_learn_privately_is_explained(
         pytest.param(windows(label=-1), "window 0: label -1", id="label below 0"),
         pytest.param(Windows(windows().x[:, :, :9], windows().y), "shape (2, 9)", id="shape"),
         pytest.param(Windows(windows().x.astype(np.float64), windows().y), "dtype float64", id="dtype"),
-        pytest.param(Windows(windows().x, windows().y + 0.5), "labels are float64", id="labels with a fraction"),
+        pytest.param(
+            Windows(windows().x, windows().y + 0.5),  # type: ignore[arg-type] # that is the fault
+            "labels are float64",
+            id="labels with a fraction",
+        ),
     ],
 )
 def test_data_that_breaks_the_signature_is_named_by_device_and_window(train: Windows, message: str) -> None:
