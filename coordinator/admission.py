@@ -60,7 +60,7 @@ def admit(
     """
     _require(len(payload) <= 4 * rules.size, "oversized", f"{len(payload)} bytes, at most {4 * rules.size}")
     update, member = _opened(Update, sealed, members)
-    _require(update.task == rules.task, "task", f"for task {update.task}")
+    _require(update.task == rules.task, "task", f"for task {update.task!r}")
     _require(update.round == round_.number, "round", f"for round {update.round}, open is {round_.number}")
     _require(rules.bases.get(update.base) == update.base_digest, "base", f"base {update.base} is not ours")
     age = round_.base - update.base
@@ -69,7 +69,7 @@ def admit(
     _require(update.key == key, "key", "the idempotency key is not the hash of its fields")
     _require(update.ledger_seq >= member.ledger_seq, "ledger", "the node's ledger went back")
     _require(update.spent_mu2 > 0, "ledger", "nothing was charged")
-    _require(update.codec == codec == CODEC, "codec", f"encoded as {codec}")
+    _require(update.codec == codec == CODEC, "codec", f"encoded as {codec!r}")
     _require(sha256(payload) == update.payload_digest, "payload", "the delta is not the one that was signed")
     delta = decode(payload, rules.size)
     norm = float(np.linalg.norm(delta.astype(np.float64)))

@@ -78,6 +78,8 @@ class Coordinator:
             self._announce(self.registry.rounds.bases()[0], Phase.DONE)
         else:
             self._publish_release(*newest)
+            if newest[1].phase is Phase.HALTED:  # killed between the halt and its withdrawal
+                self._withdraw(newest[0].number)
 
     def _found(self, weights: Flat) -> None:
         memory = self._vault.put(np.zeros((0, self._size), np.float32))
@@ -147,7 +149,7 @@ class Coordinator:
         entries = rounds.entries(round_)
         mean = RULES[self._settings.round.aggregation](entries, self._vault.get)
         last = rounds.bases()[-1]
-        master, memory = self._server_step(self.master(last), mean, self._vault.get(last.memory))
+        master, memory = self._server_step(last.number + 1, self.master(last), mean, self._vault.get(last.memory))
         base = BaseRow(
             number=last.number + 1,
             round=round_.number,

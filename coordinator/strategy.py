@@ -6,15 +6,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
+from fleet import flwr_compat
 from fleet.errors import SettingsError
 from fleet.settings import RoundSettings
 from fleet.weights import Flat
 
-# Where Flower's strategies of the FedAvg family keep what they carry from round to round.
-_MEMORY = ("momentum_vector", "m_t", "v_t")
+# Where Flower's strategies of the FedAvg family keep what they carry from round to round, and in which shape:
+# FedAvgM has a list of arrays, FedOpt's children have arrays by name.
+_LISTS = ("momentum_vector",)
+_DICTS = ("m_t", "v_t")
+_NAME = "weights"
 
 
 class ServerStep:
@@ -41,35 +45,45 @@ class ServerStep:
         self._arguments = {name: value for name, value in wanted.items() if name in known}
 
     def __call__(
-        self, master: Flat, mean: Flat, memory: npt.NDArray[np.float32]
+        self, number: int, master: Flat, mean: Flat, memory: npt.NDArray[np.float32]
     ) -> tuple[Flat, npt.NDArray[np.float32]]:
-        """The next master, shape ``(size,)``, and the memory for the next call, ``(k, size)``; empty at first."""
-        strategy = self._recalled(master, memory)
-        content = RecordDict({"arrays": _record(master + mean), "metrics": MetricRecord({"num-examples": 1})})
-        arrays, _ = strategy.aggregate_train(1, [Message(content, dst_node_id=0, message_type="train")])
+        """The next master, shape ``(size,)``, and the memory for the next call, ``(k, size)``; empty at first.
+
+        ``number`` counts steps from 1, as Flower counts rounds: FedAdam corrects its bias by it.
+        """
+        strategy = self._recalled(number, master, memory)
+        arrays, _ = strategy.aggregate_train(number, [_reply(master + mean)])
         if arrays is None:
             raise SettingsError(f"{self._cls.__name__} gave no arrays")
         return arrays.to_numpy_ndarrays()[0].astype(np.float32), self._memory(strategy, master.size)
 
-    def _recalled(self, master: Flat, memory: npt.NDArray[np.float32]) -> FedAvg:
+    def _recalled(self, number: int, master: Flat, memory: npt.NDArray[np.float32]) -> FedAvg:
         make: Any = self._cls
-        strategy = make(**self._arguments)
-        strategy.current_arrays = _record(master)
+        strategy = make(**self._arguments, fraction_train=0.0)
+        # Each strategy takes the master in its own way; with a fraction of 0 it asks nobody, so it needs no grid.
+        strategy.configure_train(number, _record(master), ConfigRecord(), None)
         rows = iter(memory.reshape(-1, master.size))
-        for name in _MEMORY:
+        for name in (*_LISTS, *_DICTS):
             if hasattr(strategy, name) and (row := next(rows, None)) is not None:
-                setattr(strategy, name, [row.copy()])
+                setattr(strategy, name, [row.copy()] if name in _LISTS else {_NAME: row.copy()})
         result: FedAvg = strategy
         return result
 
     @staticmethod
     def _memory(strategy: FedAvg, size: int) -> npt.NDArray[np.float32]:
-        kept = [getattr(strategy, name)[0] for name in _MEMORY if getattr(strategy, name, None) is not None]
-        return np.array(kept, np.float32).reshape(-1, size)
+        lists = [kept[0] for name in _LISTS if (kept := getattr(strategy, name, None))]
+        dicts = [kept[_NAME] for name in _DICTS if (kept := getattr(strategy, name, None))]
+        return np.array([*lists, *dicts], np.float32).reshape(-1, size)
+
+
+def _reply(weights: Flat) -> Message:
+    """A node's reply to a training round."""
+    content = RecordDict({"arrays": _record(weights), "metrics": MetricRecord({"num-examples": 1})})
+    return flwr_compat.of_no_run(content, MessageType.TRAIN)
 
 
 def _record(flat: Flat) -> ArrayRecord:
-    return ArrayRecord({"weights": Array(flat)})
+    return ArrayRecord({_NAME: Array(flat)})
 
 
 def _strategy_class(reference: str) -> type[FedAvg]:

@@ -18,7 +18,8 @@ def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """
     make_folder(path.parent)
     part = path.with_name(f".{path.name}.part")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+    part.unlink(missing_ok=True)  # what an interrupted write left may have other permissions
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

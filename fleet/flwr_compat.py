@@ -1,12 +1,13 @@
 """Everything of Flower that is not public, in one place, with a contract test for each name."""
 
 import logging
+from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["COORDINATOR_ID", "Run", "context", "empty_run", "identify", "number", "quieten"]
+__all__ = ["COORDINATOR_ID", "Run", "context", "empty_run", "identify", "number", "of_no_run", "quieten"]
 
 COORDINATOR_ID = 1
 
@@ -28,6 +29,13 @@ def identify(run_id: int) -> None:
 def number(message: Message, message_id: str) -> None:
     """Give a message the id that a SuperLink would."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def of_no_run(content: RecordDict, message_type: str) -> Message:
+    """A message that was never sent: it can be made by a process that plays no run."""
+    message: Any = Message
+    made: Message = message(content, metadata=Metadata(0, "", 0, 0, "", "", 0.0, DEFAULT_TTL, message_type))
+    return made
 
 
 def empty_run(run_id: int) -> Run:

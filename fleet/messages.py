@@ -34,7 +34,7 @@ class _Fields:
     def of(cls, fields: dict[str, Any]) -> Self:
         try:
             return cls(**{field.name: _read(field.type, fields[field.name]) for field in dataclasses.fields(cls)})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise SignatureError(f"{cls.__name__.lower()}: field {error} is missing or wrong") from error
 
 

@@ -163,7 +163,10 @@ def load(path: Path | None, environment: Mapping[str, str] = os.environ) -> Sett
     for name, value in environment.items():
         section, separator, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         if name.startswith(ENVIRONMENT_PREFIX) and separator:
-            data.setdefault(section, {})[key] = value
+            keys = data.setdefault(section, {})
+            if not isinstance(keys, dict):
+                raise SettingsError(f"{section}: must be a section with keys")
+            keys[key] = value
     return Settings.from_json(data)
 
 
@@ -203,7 +206,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if kind is int and isinstance(value, float):
             raise ValueError
         return kind(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SettingsError(f"{where}: {value!r} is not a valid {getattr(kind, '__name__', kind)}") from error
 
 
@@ -216,5 +219,5 @@ def _duration(text: Any) -> timedelta:
 
 def _written(value: Any) -> Any:
     if isinstance(value, timedelta):
-        return f"{value.total_seconds():g}s"
+        return f"{value.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
     return list(value) if isinstance(value, tuple) else value

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fleet.errors import TamperedError
+from fleet.errors import SettingsError, TamperedError
 from fleet.settings import Settings
 from fleet.signing import canonical
 from node.store import transaction
@@ -67,7 +67,7 @@ class Identity:
                 root=rows["root"],
                 settings=Settings.from_json(json.loads(rows["settings"])),
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, SettingsError) as error:
             raise TamperedError(f"identity: {error} is missing or wrong") from error
 
 

@@ -41,7 +41,12 @@ class Ledger:
 
         Raises:
             BudgetError: They would pass the budget of the partition; nothing is recorded.
+            ValueError: A private budget cannot pay for a release without noise, nor for fewer than one.
         """
+        if releases < 1:
+            raise ValueError(f"releases: {releases} must be 1 or more")
+        if self.budget.private and not noise_multiplier > 0:
+            raise ValueError(f"noise_multiplier: {noise_multiplier} hides nothing, epsilon is {self.budget.epsilon:g}")
         mu2 = releases * charge_of(noise_multiplier)
         with transaction(self._store):
             left = self.budget.cap_mu2 - self.spent_mu2(partition)

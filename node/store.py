@@ -44,6 +44,7 @@ def open_store(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("pragma journal_mode=wal")
         connection.execute("pragma synchronous=full")
+        connection.execute("pragma recursive_triggers=on")  # or "insert or replace" would delete past the triggers
         connection.executescript(_SCHEMA)
     except sqlite3.DatabaseError as error:
         connection.close()

@@ -186,10 +186,8 @@ def _exposed(world: World) -> set[str]:
 
 
 def _bytes_down(world: World) -> float:
-    """What nodes downloaded that was no release's own file, by the bases they learned from."""
-    pulled = world.coordinator.registry.rounds.counted()
-    total = sum(device.fetcher.bytes_of[kind] for device in world.devices.values() for kind in ("metadata", "bases"))
-    return total / pulled if pulled else 0.0
+    learned = world.coordinator.registry.rounds.counted()
+    return world.progress.bytes_down / learned if learned else 0.0
 
 
 def _mean(values: list[int]) -> float:

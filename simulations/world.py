@@ -36,16 +36,21 @@ ASK_TIMEOUT_S = 60.0
 
 
 class CountingFetcher(FolderFetcher):
-    """Reads the coordinator's shelf and counts what travelled, in bytes, by kind."""
+    """Reads the coordinator's shelf and counts the bytes that a base costs: metadata, manifest and weights."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.bytes_of = {"metadata": 0, "bases": 0, "releases": 0, "templates": 0, "rollout": 0}
+        self._bytes = 0
+
+    def taken(self) -> int:
+        """Bytes since this was last asked."""
+        taken, self._bytes = self._bytes, 0
+        return taken
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        kind = next((kind for kind in self.bytes_of if f"/targets/{kind}/" in url), "metadata")
+        counts = not any(f"/targets/{kind}/" in url for kind in ("releases", "templates", "rollout"))
         for chunk in super()._fetch(url):
-            self.bytes_of[kind] += len(chunk)
+            self._bytes += len(chunk) * counts
             yield chunk
 
 
@@ -60,10 +65,11 @@ class Device:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run has come; wall time counts over all its sittings."""
+    """How far a run has come, over all its sittings; ``bytes_down`` are downloads other than of releases."""
 
     hour: int = 0
     wall_s: float = 0.0
+    bytes_down: int = 0
     first_promotion_s: float | None = None
 
 
@@ -196,6 +202,7 @@ class World:
 
     def _save(self) -> None:
         self.progress.wall_s = self.wall_s
+        self.progress.bytes_down += sum(device.fetcher.taken() for device in self.devices.values())
         durable.write(self.folder / "progress.json", canonical(asdict(self.progress)))
 
 

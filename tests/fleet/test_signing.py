@@ -74,7 +74,7 @@ def test_a_signature_of_another_length_is_refused(length: int) -> None:
         pytest.param(b"{", "no JSON", id="cut off"),
         pytest.param(b"\xff", "no JSON", id="no text"),
         pytest.param(b"[" * 10_000, "no JSON", id="deep nesting"),
-        pytest.param(b'{"a":' * 3000 + b"1" + b"}" * 3000, "no JSON", id="deep nesting that ends"),
+        pytest.param(b'{"a":' * 2700 + b"1" + b"}" * 2700, "no JSON", id="deep nesting that ends"),
         pytest.param(b'{"v": ' + b"9" * 5000 + b"}", "no JSON", id="a number of 5000 digits"),
         pytest.param(b"[1]", "no object", id="a list"),
         pytest.param(b"null", "no object", id="null"),

@@ -1,0 +1,123 @@
+"""The shadow: two models on the same live readings, each labelled once, each evidence once."""
+
+import sqlite3
+
+import numpy as np
+import pytest
+
+from fleet.errors import InputError
+from fleet.messages import Watch
+from fleet.task import Signature
+from node.predictor import Answer
+from node.shadow import Pair, Shadow
+
+SIGNATURE = Signature("x", (2,), -1.0, 1.0, ("left", "right"))
+X = np.array([0.5, 0.1], np.float32)
+
+
+class Always:
+    """A rival that always says the same, and remembers what it was shown."""
+
+    def __init__(self, release: int, label: int) -> None:
+        self.release = release
+        self._label = label
+        self.seen: list[np.ndarray] = []
+
+    def answer(self, x: np.ndarray) -> Answer:
+        self.seen.append(x)
+        return answer(self.release, self._label)
+
+
+def answer(release: int, label: int) -> Answer:
+    return Answer(label, np.zeros(2, np.float32), release)
+
+
+@pytest.fixture
+def shadow(store: sqlite3.Connection) -> Shadow:
+    return Shadow(store, SIGNATURE)
+
+
+def test_requests_are_numbered_in_order(shadow: Shadow) -> None:
+    assert [shadow.record(X, answer(1, 0)) for _ in range(3)] == [0, 1, 2]
+    assert shadow.next_seq() == 3
+    assert shadow.answered_with() == {1}
+
+
+def test_the_first_label_counts(shadow: Shadow) -> None:
+    seq = shadow.record(X, answer(1, 0))
+    shadow.compare(Always(2, 1), 1)
+    shadow.label(seq, 0)
+    shadow.label(seq, 1)
+    assert shadow.pairs(2, Watch.SHADOW) == [Pair(seq, new_right=False, old_right=True)]
+
+
+@pytest.mark.parametrize(("seq", "label"), [(0, 2), (0, -1), (1, 0), (-1, 0)])
+def test_a_label_of_no_class_or_no_request_is_refused(shadow: Shadow, seq: int, label: int) -> None:
+    shadow.record(X, answer(1, 0))
+    with pytest.raises(InputError):
+        shadow.label(seq, label)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "truth", "harm"),
+    [
+        pytest.param(0, 0, 0, 0, id="both right"),
+        pytest.param(0, 0, 1, 0, id="both wrong"),
+        pytest.param(0, 1, 0, 1, id="only the new one wrong"),
+        pytest.param(0, 1, 1, -1, id="only the old one wrong"),
+    ],
+)
+@pytest.mark.parametrize("watch", list(Watch))
+def test_a_pair_tells_which_model_was_right(
+    shadow: Shadow, watch: Watch, old: int, new: int, truth: int, harm: int
+) -> None:
+    answers, rival = ((1, old), (2, new)) if watch is Watch.SHADOW else ((2, new), (1, old))
+    seq = shadow.record(X, answer(*answers))
+    shadow.compare(Always(*rival), answers[0])
+    shadow.label(seq, truth)
+    (pair,) = shadow.pairs(2, watch)
+    assert pair.harm == harm
+    assert (pair.new_right, pair.old_right) == (new == truth, old == truth)
+    assert shadow.pairs(2, Watch.PROBATION if watch is Watch.SHADOW else Watch.SHADOW) == []
+
+
+def test_the_rival_sees_what_was_asked(shadow: Shadow) -> None:
+    rival = Always(2, 0)
+    shadow.record(X, answer(1, 0))
+    shadow.compare(rival, 1)
+    np.testing.assert_array_equal(rival.seen, [X])
+
+
+def test_a_window_without_label_is_no_evidence(shadow: Shadow) -> None:
+    shadow.record(X, answer(1, 0))
+    shadow.compare(Always(2, 0), 1)
+    assert shadow.pairs(2, Watch.SHADOW) == []
+
+
+def test_a_reading_is_forgotten_once_it_was_compared(shadow: Shadow, store: sqlite3.Connection) -> None:
+    rival = Always(2, 0)
+    shadow.record(X, answer(1, 0))
+    shadow.compare(None, 1)
+    shadow.record(X, answer(1, 0))
+    shadow.compare(rival, 1)
+    shadow.compare(rival, 1)
+    assert len(rival.seen) == 1
+    assert store.execute("select count(*) from reading where x is not null").fetchone() == (0,)
+
+
+def test_a_rival_is_measured_against_the_model_that_answers_now_and_no_earlier_one(shadow: Shadow) -> None:
+    rival = Always(3, 0)
+    old, new = shadow.record(X, answer(1, 0)), shadow.record(X, answer(2, 0))
+    shadow.compare(rival, 2)
+    for seq in (old, new):
+        shadow.label(seq, 0)
+    assert [pair.seq for pair in shadow.pairs(3, Watch.SHADOW)] == [new]
+
+
+def test_a_window_that_was_reported_is_evidence_no_more(shadow: Shadow, store: sqlite3.Connection) -> None:
+    for _ in range(3):
+        shadow.label(shadow.record(X, answer(1, 0)), 0)
+    shadow.compare(Always(2, 0), 1)
+    store.execute("update reading set report = 'shadow/2' where seq = 1")
+    assert [pair.seq for pair in shadow.unreported(2, Watch.SHADOW)] == [0, 2]
+    assert len(shadow.pairs(2, Watch.SHADOW)) == 3
