@@ -57,7 +57,8 @@ class Coordinator:
         self._clock = clock
         self._record = record
         self._server_step = ServerStep(settings.round)
-        self._noise_std = Budget(settings.privacy.epsilon, settings.privacy.delta).noise_multiplier(1)
+        self._budget = Budget(settings.privacy.epsilon, settings.privacy.delta, task.unit.group)
+        self._noise_std = self._budget.noise_multiplier(1)
 
     @property
     def instruction_key(self) -> Ed25519PublicKey:
@@ -164,8 +165,7 @@ class Coordinator:
 
     def _rules(self) -> Rules:
         settings = self._settings
-        budget = Budget(settings.privacy.epsilon, settings.privacy.delta)
-        noise = budget.noise_multiplier(settings.privacy.planned_releases)
+        noise = self._budget.noise_multiplier(settings.privacy.planned_releases)
         return Rules(
             task=self._task.name,
             size=self._size,

@@ -42,7 +42,7 @@ def check(task: Task, settings: Settings, register: Register) -> list[Finding]:
     model = list(_model(task))
     if not any(finding.level == "error" for finding in model):
         model += _registration(task, register)
-    return [*model, *_data(task, settings), *_promise(task, settings)]
+    return [*model, *check_data(task, settings), *_promise(task, settings)]
 
 
 def _model(task: Task) -> Iterator[Finding]:
@@ -164,7 +164,8 @@ def _registration(task: Task, register: Register) -> Iterator[Finding]:
         yield _error("quantizer", str(error))
 
 
-def _data(task: Task, settings: Settings) -> Iterator[Finding]:
+def check_data(task: Task, settings: Settings) -> Iterator[Finding]:
+    """What is wrong with the recordings: what a window must be, labels, overlaps that the unit does not declare."""
     try:
         recordings = task.devices()
     except FleetError as error:

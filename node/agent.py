@@ -69,7 +69,7 @@ class Agent:
 
     def _open_learning(self) -> None:
         identity, privacy = self._identity, self._identity.settings.privacy
-        budget = Budget(privacy.epsilon, privacy.delta)
+        budget = Budget(privacy.epsilon, privacy.delta, self._task.unit.group)
         self.ledger = Ledger(self._store, budget)
         self.buffer = Buffer(self._store, self._task.signature, partition_size=privacy.partition_examples)
         self._noise = LatticeGaussian()

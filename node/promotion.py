@@ -118,6 +118,11 @@ class StageLog:
             return candidate[0], committed[-1] if committed else None
         return (committed[-1] if committed else None), (committed[-2] if len(committed) > 1 else None)
 
+    def kept(self) -> set[int]:
+        """Releases that may answer or be watched: the last two that were committed, and the one on its way."""
+        candidate = self.candidate()
+        return {row[0] for row in self._rows_of(Stage.COMMITTED)[-2:]} | ({candidate[0]} if candidate else set())
+
     def history(self) -> list[tuple[int, Stage, str]]:
         """All moves, oldest first."""
         rows = self._store.execute("select release, stage, reason from stage order by seq")

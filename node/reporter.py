@@ -40,10 +40,10 @@ class Reporter:
         """The report, the same bytes however often it is asked; None while the quota is not reached."""
         if stored := self._stored(instruction.release, instruction.watch):
             return stored
-        pairs = self._shadow.unreported(instruction.release, instruction.watch)[: instruction.quota]
-        if len(pairs) < instruction.quota:
+        pairs = self._shadow.unreported(instruction.release, instruction.watch)
+        if not 0 < instruction.quota <= len(pairs):
             return None
-        self._reserve(instruction, pairs)
+        self._reserve(instruction, pairs[: instruction.quota])
         return self._stored(instruction.release, instruction.watch)
 
     def _reserve(self, instruction: ReportInstruction, pairs: list[Pair]) -> None:

@@ -58,6 +58,7 @@ class Serving:
 
     def consider(self, rollout: Rollout, catalog: Catalog) -> None:
         """Stage the release that the rollout offers, unless it was tried before or another is on probation."""
+        self._repair(catalog)
         if rollout.release <= (self._stages.newest() or 0):
             return
         offered, artifact, golden = catalog.release(rollout.release)
@@ -119,27 +120,34 @@ class Serving:
         self._stages.append(number, stage, reason)
         self._record(stage.value, release=number, reason=reason)
 
+    def _repair(self, catalog: Catalog) -> None:
+        """Fetch again what was damaged on the disk: a number stands for the same bytes for ever."""
+        for number in sorted(self._stages.kept()):
+            if not self._slots.is_whole(number):
+                self._slots.store(*catalog.release(number))
+                self._record("repaired", release=number)
+                self._follow()
+
     def _follow(self) -> None:
         """Make pointer and memory what the log says."""
         active, previous = self._stages.serving()
         if active is None:
             return
         self._slots.point(Pointer(active, previous))
-        self.active = self._opened(active, previous)
         candidate = self._stages.candidate()
         rival = {Stage.SHADOW: candidate[0], Stage.PROBATION: previous}.get(candidate[1]) if candidate else None
-        self.rival = self._open(rival) if rival is not None else None
-        self._slots.clear(keep={active, previous or active, candidate[0] if candidate else active})
+        self.active, self.rival = self._opened(active, previous), self._opened(rival)
+        self._slots.clear(keep=self._stages.kept())
 
-    def _opened(self, active: int, previous: int | None) -> Predictor:
-        """The active release; if its bytes were damaged on the disk, the one before it."""
-        try:
-            return self._open(active)
-        except TamperedError as error:
-            self._record("damaged", release=active, reason=str(error))
-            if previous is None:
-                raise
-            return self._open(previous)
+    def _opened(self, *numbers: int | None) -> Predictor | None:
+        """The first of these releases whose bytes were not damaged on the disk."""
+        for number in numbers:
+            if number is not None:
+                try:
+                    return self._open(number)
+                except TamperedError as error:
+                    self._record("damaged", release=number, reason=str(error))
+        return None
 
     def _open(self, number: int) -> Predictor:
         for predictor in (self.active, self.rival):

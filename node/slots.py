@@ -29,15 +29,16 @@ class Slots:
     def store(self, release: Release, artifact: bytes, golden: bytes) -> None:
         """Write a release beside the others. Not active, and harmless if interrupted."""
         folder = self._slot(release.number)
-        durable.write(folder / "artifact.onnx", artifact)
-        durable.write(folder / "golden.bin", golden)
-        durable.write(folder / "manifest.json", release.to_bytes())
+        files = {"artifact.onnx": artifact, "golden.bin": golden, "manifest.json": release.to_bytes()}
+        for name, data in files.items():
+            durable.write(folder / name, data)
+        durable.write(folder / "digests.json", canonical({name: sha256(data) for name, data in files.items()}))
 
     def release(self, number: int) -> Release:
         """The manifest of a stored release.
 
         Raises:
-            TamperedError: It is missing or cannot be read.
+            TamperedError: It is missing or damaged.
         """
         return Release.from_bytes(self._read(number, "manifest.json"))
 
@@ -53,8 +54,19 @@ class Slots:
         return data
 
     def golden(self, number: int) -> bytes:
-        """The golden inputs of a stored release, little-endian float32."""
+        """The golden inputs of a stored release, little-endian float32.
+
+        Raises:
+            TamperedError: They are missing or damaged.
+        """
         return self._read(number, "golden.bin")
+
+    def is_whole(self, number: int) -> bool:
+        """Whether every byte of a stored release is as it was stored."""
+        try:
+            return bool(self.artifact(number)) and bool(self.golden(number))
+        except TamperedError:
+            return False
 
     def path(self, number: int) -> Path:
         """The artifact's file, for a child process to open."""
@@ -70,9 +82,10 @@ class Slots:
             raise TamperedError(f"{self._folder / 'active.json'} cannot be read: {error}") from error
 
     def point(self, pointer: Pointer) -> None:
-        """Switch, atomically: after a power cut the old pointer holds or the new one."""
-        if pointer != self.pointer():
-            durable.write(self._folder / "active.json", canonical(asdict(pointer)))
+        """Switch, atomically: after a power cut the old pointer holds or the new one. A damaged one is replaced."""
+        path, data = self._folder / "active.json", canonical(asdict(pointer))
+        if not path.is_file() or path.read_bytes() != data:
+            durable.write(path, data)
 
     def clear(self, keep: Iterable[int]) -> None:
         """Remove the artifacts of releases that nothing can return to."""
@@ -85,7 +98,12 @@ class Slots:
         return self._folder / f"{number:08d}"
 
     def _read(self, number: int, name: str) -> bytes:
+        folder = self._slot(number)
         try:
-            return (self._slot(number) / name).read_bytes()
-        except OSError as error:
-            raise TamperedError(f"slot {number}: {name} cannot be read: {error.strerror}") from error
+            data = (folder / name).read_bytes()
+            whole = sha256(data) == json.loads((folder / "digests.json").read_bytes())[name]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise TamperedError(f"slot {number}: {name} cannot be read: {error}") from error
+        if not whole:
+            raise TamperedError(f"slot {number}: {name} is not what was stored")
+        return data

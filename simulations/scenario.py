@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fleet import durable, task
-from fleet.errors import SettingsError, UsageError
+from fleet.check import check_data
+from fleet.errors import SettingsError, TaskError, UsageError
 from fleet.settings import Settings, load
 from fleet.signing import canonical
 from fleet.task import Recording, Task
@@ -68,11 +69,14 @@ def scenario(wish: Wish) -> Scenario:
         settings = settings.changed(round={"rounds": wish.rounds}, release={"every_rounds": every})
     if wish.epsilon is not None:
         settings = settings.changed(privacy={"epsilon": wish.epsilon})
+    for finding in check_data(task_, settings):
+        if finding.level == "error":
+            raise TaskError(f"{finding.subject}: {finding.message}")
     recordings = task_.devices()
     away = away or _person(recordings, wish.fold)
     fleet = _chosen({n: r for n, r in recordings.items() if r.person != away}, wish.nodes)
     if settings.round.min_updates > len(fleet):
-        settings = settings.changed(round={"min_updates": max(2, len(fleet))})
+        settings = settings.changed(round={"min_updates": max(2, len(fleet) // 2)})
     return Scenario(task_, settings, fleet, {n: r for n, r in recordings.items() if r.person == away})
 
 

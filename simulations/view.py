@@ -111,7 +111,10 @@ def _rows(result: Result) -> list[tuple[str, str]]:
         ("  release 0, from the public donor alone", f"{result.donor_accuracy:.1%}"),
         ("accuracy on the fleet's own later windows", f"{result.same_device_accuracy:.1%}"),
         ("int8 and float32 name the same class", f"{result.float_agreement:.2%}"),
-        (f"epsilon spent, a unit being: {result.unit}", f"{spent:.3f} at delta {result.delta:g}" if private else "no privacy"),
+        (
+            f"epsilon spent, a unit being: {result.unit}",
+            f"{spent:.3f} at delta {result.delta:g}" if private else "no privacy",
+        ),
         ("updates counted / refused", f"{result.updates} / {result.refused}"),
         ("releases after release 0", f"{result.releases}"),
         ("devices that ended with a trained release", f"{result.nodes_promoted} of {result.nodes}"),

@@ -50,10 +50,15 @@ def mu_of(epsilon: float, delta: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one partition of a node's data may cost, in integer μ² units."""
+    """What one partition of a node's data may cost, in integer μ² units.
+
+    Where one unit lies in up to ``group`` examples, a mechanism that is μ-GDP for an example is ``group``·μ-GDP for
+    the unit (Dong, Roth and Su 2019, Theorem 2.14): ε is always that of the unit.
+    """
 
     epsilon: float
     delta: float
+    group: int = 1
 
     @property
     def private(self) -> bool:
@@ -65,7 +70,8 @@ class Budget:
         """The μ² that may be spent, rounded down; of ε infinite, so much that nothing reaches it."""
         if not self.private:
             return _HIGHEST_MU2
-        return min(math.floor(MU2_UNIT * Fraction(mu_of(self.epsilon, self.delta)) ** 2), _HIGHEST_MU2)
+        mu = Fraction(mu_of(self.epsilon, self.delta)) / self.group
+        return min(math.floor(MU2_UNIT * mu**2), _HIGHEST_MU2)
 
     def noise_multiplier(self, releases: int) -> float:
         """σ such that ``releases`` charges fit under the cap, as tightly as integers allow; 0 without privacy.
@@ -87,7 +93,7 @@ class Budget:
         """The ε of ``mu2`` units spent; infinite if nothing was promised and something was released."""
         if not self.private:
             return math.inf if mu2 else 0.0
-        return epsilon_of(math.sqrt(mu2 / MU2_UNIT), self.delta)
+        return epsilon_of(self.group * math.sqrt(mu2 / MU2_UNIT), self.delta)
 
 
 def charge_of(noise_multiplier: float) -> int:

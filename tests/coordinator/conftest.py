@@ -76,11 +76,13 @@ class Sent:
 class Fleet:
     """A coordinator over a folder, which can be opened again, and nodes that answer it honestly."""
 
-    def __init__(self, folder: Path, template: Template, settings: Settings = SETTINGS, nodes: int = 5) -> None:
+    def __init__(
+        self, folder: Path, template: Template, settings: Settings = SETTINGS, *, nodes: int = 5, now: datetime = NOW
+    ) -> None:
         self.folder = folder
         self.template = template
         self.settings = settings
-        self.now = NOW
+        self.now = now
         self.names = [f"node-{index}" for index in range(nodes)]
         self.open()
         for name in self.names:

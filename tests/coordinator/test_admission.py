@@ -4,9 +4,8 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,62 +18,51 @@ from coordinator.admission import Member, Rules, admit, admit_report
 from coordinator.round import Round, RoundState
 from coordinator.rounds import BaseRow
 from fleet.errors import RefusedError
-from fleet.messages import CODEC, Report, ReportInstruction, Update, Watch, decode, encode, update_key
+from fleet.messages import CODEC, Report, ReportInstruction, Update, Watch, encode, update_key
+from fleet.quantization import Template
 from fleet.signing import MAX_BODY_BYTES, Sealed, canonical, seal, sha256
 from fleet.weights import Flat
+from tests.coordinator.conftest import NOW, SIZE, Fleet, Sent, delta_of, key_of
 
-if TYPE_CHECKING:
-    from tests.coordinator.conftest import Fleet
-
-NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
-SIZE = 15
-STRANGER, REVOKED = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+MALLORY, STRANGER, REVOKED = key_of("mallory"), key_of("stranger"), key_of("revoked")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a hostile node has: its key, what it would honestly say, the bases, and what it said a round ago."""
+    """What mallory knows: what it would honestly say, the bases, and what it said a round ago."""
 
-    key: Ed25519PrivateKey
     honest: Update
     delta: Flat
     bases: dict[int, str]
-    before: tuple[Sealed, bytes]
+    before: Sent
 
-    def __call__(self, delta: Flat | None = None, *, by: Ed25519PrivateKey | None = None, **changes: Any) -> "Bad":
+    def __call__(self, delta: Flat | None = None, *, by: Ed25519PrivateKey = MALLORY, **changes: Any) -> Sent:
         """A reply that is honest but for what is said; its key and the digest of its payload fit."""
         payload = encode(self.delta if delta is None else delta)
         update = replace(self.honest, payload_digest=sha256(payload))
         update = replace(update, **{name: value for name, value in changes.items() if name != "key"})
         key = update_key(update.node, update.task, update.round, update.base_digest)
-        return Bad(replace(update, key=changes.get("key", key)).sealed(by or self.key), payload)
+        return Sent(replace(update, key=changes.get("key", key)).sealed(by), payload)
 
-    def signed(self, body: bytes) -> "Bad":
+    def signed(self, body: bytes) -> Sent:
         """Any bytes, under the hostile node's own signature."""
-        return Bad(Sealed(body, self.key.sign(b"edgefleet/update\0" + body)), encode(self.delta))
+        return Sent(Sealed(body, MALLORY.sign(b"edgefleet/update\0" + body)), encode(self.delta))
 
     def fields(self, **changes: Any) -> bytes:
         return json.dumps({**self.honest.fields(), "v": 1, **changes}).encode()
 
-    def body(self, body: bytes) -> "Bad":
+    def body(self, body: bytes) -> Sent:
         """Any bytes, under a signature that fits others."""
-        return Bad(Sealed(body, self().sealed.signature), encode(self.delta))
+        return Sent(Sealed(body, self().sealed.signature), encode(self.delta))
 
 
-@dataclass(frozen=True)
-class Bad:
-    sealed: Sealed
-    payload: bytes
-    codec: str = CODEC
-
-
-def spoiled(scene: Scene, value: float) -> Bad:
+def spoiled(scene: Scene, value: float) -> Sent:
     delta = scene.delta.copy()
     delta[3] = value
     return scene(delta)
 
 
-Attack = Callable[[Scene], Bad]
+Attack = Callable[[Scene], Sent]
 ATTACKS: dict[str, tuple[str, Attack]] = {
     "unknown node": ("unknown-node", lambda s: s(by=STRANGER, node="stranger")),
     "unknown node with half a letter in its name": ("unknown-node", lambda s: s.signed(s.fields(node="\ud800"))),
@@ -85,11 +73,11 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
         lambda s: s.body(s().sealed.body.replace(b'"spent_mu2":1', b'"spent_mu2":2')),
     ),
     "body of another update": ("signature", lambda s: s.body(s(spent_mu2=2).sealed.body)),
-    "signed for another purpose": ("signature", lambda s: Bad(seal("report", s.honest.fields(), s.key), b"")),
+    "signed for another purpose": ("signature", lambda s: Sent(seal("report", s.honest.fields(), MALLORY), b"")),
     "another protocol": ("signature", lambda s: s.signed(s.fields(v=2))),
-    "unsigned": ("signature", lambda s: Bad(Sealed(s().sealed.body, b""), encode(s.delta))),
-    "signature too long": ("signature", lambda s: Bad(Sealed(s().sealed.body, b"x" * 65), encode(s.delta))),
-    "empty": ("signature", lambda s: Bad(Sealed(b"", b""), b"", "")),
+    "unsigned": ("signature", lambda s: Sent(Sealed(s().sealed.body, b""), encode(s.delta))),
+    "signature too long": ("signature", lambda s: Sent(Sealed(s().sealed.body, b"x" * 65), encode(s.delta))),
+    "empty": ("signature", lambda s: Sent(Sealed(b"", b""), b"", "")),
     "no JSON": ("signature", lambda s: s.body(b"\x80\x04K\x01.")),
     "no object": ("signature", lambda s: s.body(b'["node"]')),
     "nameless": ("signature", lambda s: s.body(b"{}")),
@@ -106,7 +94,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
     "other task": ("task", lambda s: s(task="other")),
     "half a letter as task": ("task", lambda s: s.signed(s.fields(task="\ud800"))),
     "wrong round": ("round", lambda s: s(round=s.honest.round + 1)),
-    "replay of an older round's update": ("round", lambda s: Bad(*s.before)),
+    "replay of an older round's update": ("round", lambda s: s.before),
     "wrong base digest": ("base", lambda s: s(base_digest="0" * 64)),
     "digest of another base": ("base", lambda s: s(base_digest=s.bases[s.honest.base - 1])),
     "unknown base": ("base", lambda s: s(base=99)),
@@ -145,7 +133,6 @@ attacks = pytest.mark.parametrize(("code", "attack"), ATTACKS.values(), ids=ATTA
 # the pure check
 
 
-MALLORY = Ed25519PrivateKey.generate()
 ROUND = Round(number=4, base=3, state=RoundState.OPEN, deadline=NOW)
 BASES = {number: f"{number:064x}" for number in range(5)}  # base 4 is newer than the round's
 RULES = Rules(task="tiny", size=SIZE, max_norm=5.0, max_staleness=2, bases=BASES)
@@ -164,10 +151,10 @@ def honest(round_: int = 4, base: int = 3) -> Scene:
         "mallory", "tiny", round_, base, digest, key, CODEC, sha256(encode(delta)), 1, 10 * round_, "0" * 64
     )
     before = replace(update, round=3, key=update_key("mallory", "tiny", 3, digest)).sealed(MALLORY)
-    return Scene(MALLORY, update, delta, BASES, (before, encode(delta)))
+    return Scene(update, delta, BASES, Sent(before, encode(delta)))
 
 
-def judged(bad: Bad, rules: Rules = RULES) -> Any:
+def judged(bad: Sent, rules: Rules = RULES) -> Any:
     return admit(bad.sealed, bad.payload, codec=bad.codec, members=MEMBERS, round_=ROUND, rules=rules)
 
 
@@ -228,7 +215,7 @@ def test_whatever_a_member_signs_is_admitted_or_refused_and_nothing_else_is_rais
 ) -> None:
     sealed = honest().signed(body).sealed
     try:
-        admitted = judged(Bad(sealed, payload, codec))
+        admitted = judged(Sent(sealed, payload, codec))
     except RefusedError as refused:
         assert refused.code
         str(refused).encode()  # the registry can keep it
@@ -240,55 +227,44 @@ def test_whatever_a_member_signs_is_admitted_or_refused_and_nothing_else_is_rais
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory, template: Any, request: pytest.FixtureRequest) -> "Fleet":
+def played(tmp_path_factory: pytest.TempPathFactory, template: Template) -> Fleet:
     """Three rounds of five honest nodes and of mallory, who behaved so far. Closed; tests copy its folder."""
-    fleet_class = _fleet_class(request)
-    fleet = fleet_class(tmp_path_factory.mktemp("admission") / "coordinator", template)
-    fleet.names.append("mallory")
-    fleet.enrol("mallory")
-    fleet.coordinator.enrol("revoked", REVOKED.public_key(), 9999)
+    fleet = Fleet(tmp_path_factory.mktemp("admission") / "coordinator", template)
+    for name in ("mallory", "revoked"):
+        fleet.enrol(name)
     fleet.coordinator.registry.roster.revoke("revoked")
     for _ in range(3):
-        fleet.play_round()
+        fleet.play_round(*fleet.names, "mallory")
     fleet.close()
     return fleet
 
 
-def _fleet_class(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue("fleet_class")
-
-
-def copy_of(played: "Fleet", folder: Path) -> "Fleet":
+def copy_of(played: Fleet, folder: Path) -> Fleet:
     shutil.copytree(played.folder, folder)
-    fleet = type(played)(folder, played.template, played.settings)
-    fleet.now = played.now
-    return fleet
+    return Fleet(folder, played.template, now=played.now)
 
 
-def scene_of(fleet: "Fleet", round_: Round) -> Scene:
+def scene_of(fleet: Fleet, round_: Round) -> Scene:
     """Mallory's view of a coordinator."""
-    sent = fleet.update("mallory", round_)
-    before = fleet.update("mallory", replace(round_, number=round_.number - 1, base=round_.base - 1))
+    before = replace(round_, number=round_.number - 1, base=round_.base - 1)
     bases = {base.number: base.payload for base in fleet.bases}
-    update = fleet.fields("mallory", round_)
-    key = fleet.key("mallory")
-    return Scene(key, update, decode(sent.payload, SIZE), bases, (before.sealed, before.payload))
+    delta = delta_of("mallory", round_.number)
+    return Scene(fleet.fields("mallory", round_), delta, bases, fleet.update("mallory", before))
 
 
-def closed_with(fleet: "Fleet", bad: Callable[[Scene], Bad] | None) -> BaseRow:
+def closed_with(fleet: Fleet, bad: Callable[[Scene], Sent] | None) -> BaseRow:
     """Play round 4: two honest nodes answer, then mallory, then the other three."""
     round_ = fleet.opened()
     fleet.answer(round_, "node-3", "node-1")
     if bad:
-        reply = bad(scene_of(fleet, round_))
-        fleet.coordinator.receive_update(round_, "mallory", reply.sealed, reply.codec, reply.payload)
+        fleet.receive(round_, bad(scene_of(fleet, round_)), "mallory")
     fleet.answer(round_, "node-0", "node-4", "node-2")
     assert fleet.settle(round_) is RoundState.CLOSED
     return fleet.bases[-1]
 
 
 @pytest.fixture(scope="module")
-def without(played: "Fleet", tmp_path_factory: pytest.TempPathFactory) -> BaseRow:
+def without(played: Fleet, tmp_path_factory: pytest.TempPathFactory) -> BaseRow:
     """The base of the same round when mallory is silent."""
     fleet = copy_of(played, tmp_path_factory.mktemp("without") / "coordinator")
     base = closed_with(fleet, None)
@@ -298,7 +274,7 @@ def without(played: "Fleet", tmp_path_factory: pytest.TempPathFactory) -> BaseRo
 
 @attacks
 def test_a_round_with_a_bad_update_ends_bit_for_bit_as_without_it(
-    code: str, attack: Attack, played: "Fleet", without: BaseRow, tmp_path: Path
+    code: str, attack: Attack, played: Fleet, without: BaseRow, tmp_path: Path
 ) -> None:
     fleet = copy_of(played, tmp_path / "coordinator")
     assert closed_with(fleet, attack) == without
@@ -307,9 +283,7 @@ def test_a_round_with_a_bad_update_ends_bit_for_bit_as_without_it(
     fleet.close()
 
 
-def test_a_round_with_mallorys_honest_update_ends_differently(
-    played: "Fleet", without: BaseRow, tmp_path: Path
-) -> None:
+def test_a_round_with_mallorys_honest_update_ends_differently(played: Fleet, without: BaseRow, tmp_path: Path) -> None:
     fleet = copy_of(played, tmp_path / "coordinator")
     assert closed_with(fleet, lambda scene: scene()).payload != without.payload
     assert fleet.refused == []

@@ -1,0 +1,257 @@
+"""Sessions: charged before the noise, exact without it, and silent about how many examples there are."""
+
+import math
+import sqlite3
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from fleet.errors import BudgetError
+from fleet.privacy.gaussian import Budget, charge_of
+from fleet.privacy.release import clip
+from fleet.task import PrivacyUnit, Signature, Task, Training, Windows, layout_of, set_weights, weights_of
+from fleet.weights import Flat
+from node.buffer import Buffer
+from node.learner import Learner, PerExampleGradients
+from node.ledger import Ledger
+from node.store import open_store
+
+BUDGET = Budget(8.0, 1e-5)
+SIGNATURE = Signature("x", (3,), -1.0, 1.0, ("a", "b", "c"))
+CLIPPING_NORM = 0.3
+
+
+class PowerCut(BaseException):
+    """The process is gone."""
+
+
+class Front(nn.Module):
+    """A front without weights to train, then one layer that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("waves", torch.linspace(-1, 1, 12).reshape(3, 4))
+        self.frozen = nn.Linear(4, 5).requires_grad_(False)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(torch.sin(self.frozen(x @ self.get_buffer("waves"))))
+        return logits
+
+
+class Scaled(Front):
+    """Its output is not that of its only trained layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+class Twice(Front):
+    """Its only trained layer is asked twice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + super().forward(x / 2)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Hardtanh(), nn.Linear(4, 3))
+
+
+def task(model: Any = mlp) -> Task:
+    torch.manual_seed(1)
+    made = model()
+    start = made.state_dict()
+
+    def build() -> nn.Module:
+        again: nn.Module = model()
+        again.load_state_dict(start)
+        return again
+
+    return Task("toy", build, SIGNATURE, PrivacyUnit("point"), Training(learning_rate=0.7, examples=10), dict)
+
+
+def points(count: int, seed: int = 0) -> Windows:
+    rng = np.random.default_rng(seed)
+    return Windows(rng.uniform(-1, 1, (count, 3)).astype(np.float32), rng.integers(0, 3, count))
+
+
+class Known:
+    """Noise of zero that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, float]] = []
+
+    def integers(self, size: int, std: float) -> npt.NDArray[np.int64]:
+        self.asked.append((size, std))
+        return np.zeros(size, np.int64)
+
+
+class Node:
+    """A learner over a store."""
+
+    def __init__(self, path: Path, noise: Known, *, budget: Budget = BUDGET, partition_size: int = 100) -> None:
+        self.task = task()
+        self.base = weights_of(self.task.model())
+        self.store = open_store(path)
+        self.ledger = Ledger(self.store, budget)
+        self.buffer = Buffer(self.store, SIGNATURE, partition_size=partition_size)
+        self.learner = Learner(self.task, self.ledger, self.buffer, noise, clipping_norm=CLIPPING_NORM)
+
+    def learn(self, releases: int = 2, noise_multiplier: float | None = None) -> tuple[Flat, int] | None:
+        noise = self.ledger.budget.noise_multiplier(4) if noise_multiplier is None else noise_multiplier
+        return self.learner.learn(self.base, releases=releases, noise_multiplier=noise)
+
+
+def autograd(model: nn.Module, weights: Flat, examples: Windows) -> npt.NDArray[np.float64]:
+    """Per-example gradients the slow way: one example, one backward pass."""
+    set_weights(model, weights)
+    rows = []
+    for x, y in zip(torch.from_numpy(examples.x), torch.from_numpy(examples.y), strict=True):
+        loss = nn.functional.cross_entropy(model(x[None]), y[None])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        rows.append(torch.cat([g.ravel() for g in torch.autograd.grad(loss, trained)]).double().numpy())
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("model", [mlp, Front, Scaled, Twice])
+def test_gradients_are_those_of_each_example_alone(model: Any) -> None:
+    toy, examples = task(model), points(7)
+    gradients = PerExampleGradients(toy).of(examples)
+    layout = layout_of(toy.model())
+    for seed in range(3):
+        weights = np.random.default_rng(seed).normal(size=layout.size).astype(np.float32)
+        np.testing.assert_allclose(gradients(weights), autograd(toy.model(), weights, examples), atol=1e-6)
+
+
+def test_what_lies_under_the_only_trained_layer_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = task(Front)
+    source = PerExampleGradients(toy)
+    gradients = source.of(points(7))
+    monkeypatch.setattr(Front, "forward", lambda *_: pytest.fail("the front was computed again"))
+    assert gradients(weights_of(toy.model())).shape == (7, 18)
+
+
+def test_a_session_without_noise_is_as_many_steps_by_hand(tmp_path: Path) -> None:
+    """trained := base + delta."""
+    node = Node(tmp_path / "node.db", Known(), budget=Budget(math.inf, 1e-5))
+    node.buffer.keep(points(9))
+    session = node.learn(releases=5)
+    assert session is not None
+    weights = node.base.astype(np.float64)
+    for _ in range(5):
+        gradients = autograd(node.task.model(), weights.astype(np.float32), points(9))
+        weights -= 0.7 / 10 * clip(gradients, CLIPPING_NORM).sum(axis=0)
+    assert np.abs(session[0]).max() > 0.01
+    np.testing.assert_allclose(node.base + session[0], weights, atol=1e-5)
+    assert session[0].dtype == np.float32
+    assert session[1] == 5 * charge_of(0.0)
+
+
+def test_without_examples_there_is_nothing_to_learn_and_nothing_to_pay(tmp_path: Path) -> None:
+    noise = Known()
+    node = Node(tmp_path / "node.db", noise)
+    assert node.learn() is None
+    assert (node.ledger.head().seq, noise.asked) == (0, [])
+
+
+def test_I4_a_session_is_charged_durably_before_the_first_noise_is_drawn(tmp_path: Path) -> None:
+    """The charge is durable before the first noise is drawn."""
+
+    class Checking(Known):
+        def integers(self, size: int, std: float) -> npt.NDArray[np.int64]:
+            other = sqlite3.connect(tmp_path / "node.db")
+            self.charged = other.execute("select partition, mu2 from charge").fetchall()
+            other.close()
+            return super().integers(size, std)
+
+    noise = Checking()
+    node = Node(tmp_path / "node.db", noise)
+    node.buffer.keep(points(9))
+    session = node.learn(releases=3)
+    assert session is not None
+    assert noise.charged == [("train/0", session[1])]
+    assert len(noise.asked) == 3
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_I4_a_crash_in_the_noise_leaves_the_charge(tmp_path: Path, step: int) -> None:
+    """A crash in between loses budget, never privacy."""
+
+    class Cut(Known):
+        def integers(self, size: int, std: float) -> npt.NDArray[np.int64]:
+            if len(self.asked) == step:
+                raise PowerCut
+            return super().integers(size, std)
+
+    node = Node(tmp_path / "node.db", Cut())
+    node.buffer.keep(points(9))
+    with pytest.raises(PowerCut):
+        node.learn(releases=2)
+    again = Node(tmp_path / "node.db", Known())
+    assert again.ledger.spent_mu2("train/0") == 2 * charge_of(BUDGET.noise_multiplier(4))
+    assert again.learn(releases=2) is not None
+    with pytest.raises(BudgetError):
+        again.learn(releases=2)
+
+
+def test_a_spent_node_draws_no_noise_and_releases_nothing(tmp_path: Path) -> None:
+    noise = Known()
+    node = Node(tmp_path / "node.db", noise)
+    node.buffer.keep(points(9))
+    assert node.learn(releases=4) is not None
+    drawn, head = len(noise.asked), node.ledger.head()
+    with pytest.raises(BudgetError, match=r"train/0: epsilon .* of 8 is spent"):
+        node.learn(releases=1)
+    assert (len(noise.asked), node.ledger.head()) == (drawn, head)
+    assert node.ledger.epsilon() <= 8.0
+
+
+def test_new_data_is_learned_from_first_and_old_data_with_what_it_has_left(tmp_path: Path) -> None:
+    node = Node(tmp_path / "node.db", Known(), partition_size=5)
+    node.buffer.keep(points(5))
+    node.learn(releases=2)
+    node.buffer.keep(points(5, seed=1))
+    for _ in range(3):
+        node.learn(releases=2)
+    charged = [row[0] for row in node.store.execute("select partition from charge order by seq")]
+    assert charged == ["train/0", "train/1", "train/1", "train/0"]
+
+
+def test_the_noise_is_the_same_for_n_and_n_plus_one_examples(tmp_path: Path) -> None:
+    """The noise does not depend on how many examples there are."""
+    asked = []
+    for count in (1, 9, 10, 90):
+        noise = Known()
+        node = Node(tmp_path / f"{count}.db", noise)
+        node.buffer.keep(points(count))
+        node.learn()
+        asked.append(noise.asked)
+    assert asked[0] == asked[1] == asked[2] == asked[3]
+    assert asked[0][0][1] > 0
+
+
+def test_a_step_is_divided_by_a_public_constant_whatever_the_number_of_examples(tmp_path: Path) -> None:
+    """``examples`` is a public constant; the true number stays private."""
+    deltas = []
+    for copies in (1, 2):
+        node = Node(tmp_path / f"{copies}.db", Known(), budget=Budget(math.inf, 1e-5))
+        for _ in range(copies):
+            node.buffer.keep(points(9))
+        session = node.learn(releases=1)
+        assert session is not None
+        deltas.append(session[0])
+    np.testing.assert_allclose(deltas[1], 2 * deltas[0], rtol=1e-4, atol=1e-7)
+
+
+def test_learning_warns_about_nothing(tmp_path: Path) -> None:
+    node = Node(tmp_path / "node.db", Known())
+    node.buffer.keep(points(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert node.learn() is not None

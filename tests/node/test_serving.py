@@ -1,0 +1,428 @@
+"""A node's models, from the first release to commit, veto, rollback and withdrawal, and through crashes between."""
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet import durable
+from fleet.errors import SignatureError, TrustError
+from fleet.release import Rollout
+from node.admission import admit
+from node.promotion import Stage, StageLog
+from node.serving import Serving
+from node.shadow import Shadow
+from node.slots import Pointer, Slots
+from node.store import open_store
+
+EVERYBODY = "f" * 64
+NOBODY = ""
+
+
+class PowerCut(BaseException):
+    """The process is gone."""
+
+
+class Node:
+    """The serving half of a node over one folder, which may be opened again at any time."""
+
+    def __init__(self, folder: Path, toy: Any) -> None:
+        self.folder = folder
+        self.toy = toy
+        self.stores: list[sqlite3.Connection] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.open()
+
+    def open(self) -> None:
+        self.store = open_store(self.folder / "node.db")
+        self.stores.append(self.store)
+        self.stages, self.slots = StageLog(self.store), Slots(self.folder / "slots")
+        self.shadow = Shadow(self.store, self.toy.signature)
+        self.serving = Serving(
+            "n1",
+            self.toy.signature,
+            stages=self.stages,
+            slots=self.slots,
+            shadow=self.shadow,
+            admit=admit,
+            record=lambda event, **fields: self.events.append((event, fields)),
+        )
+
+    def begin(self) -> None:
+        """With release 1 in service."""
+        self.toy.put(1)
+        self.serving.provision(self.toy, 1)
+
+    def offer(self, number: int, threshold: str = NOBODY, **what: Any) -> Rollout:
+        self.toy.put(number, **what)
+        return self.pull(Rollout(number, "salt", threshold))
+
+    def pull(self, rollout: Rollout) -> Rollout:
+        self.serving.consider(rollout, self.toy)
+        self.serving.settle(rollout)
+        return rollout
+
+    def live(self, count: int, rollout: Rollout | None = None) -> None:
+        """Labelled live readings, and what follows from them."""
+        windows = self.toy.points(count)
+        for x, y in zip(windows.x, windows.y, strict=True):
+            assert self.serving.active is not None
+            self.shadow.label(self.shadow.record(x, self.serving.active.answer(x)), int(y))
+        self.serving.settle(rollout)
+
+    def says(self) -> int:
+        """The release that answers, asked for an answer."""
+        assert self.serving.active is not None
+        return self.serving.active.answer(np.array([0.5, 0], np.float32)).release
+
+    def stage(self, number: int) -> Stage | None:
+        return self.stages.stage(number)
+
+
+@pytest.fixture
+def node(tmp_path: Path, toy: Any) -> Any:
+    node = Node(tmp_path, toy)
+    node.begin()
+    yield node
+    for store in node.stores:
+        store.close()
+
+
+def test_a_new_node_serves_its_first_release_once_its_golden_outputs_match(node: Node) -> None:
+    assert (node.says(), node.slots.pointer(), node.stage(1)) == (1, Pointer(1, None), Stage.COMMITTED)
+    assert node.serving.active is not None
+    assert [node.serving.active.answer(x).label for x in np.array([[0.5, 0], [-0.5, 0]], np.float32)] == [1, 0]
+
+
+def test_a_first_release_that_computes_something_else_is_not_served(tmp_path: Path, toy: Any) -> None:
+    node = Node(tmp_path, toy)
+    toy.put(1, golden="0" * 64)
+    with pytest.raises(TrustError, match="other golden outputs"):
+        node.serving.provision(toy, 1)
+    assert node.serving.active is None
+    assert node.slots.pointer() is None
+    node.store.close()
+
+
+def test_a_candidate_is_heard_by_nobody_until_its_wave_opens(node: Node) -> None:
+    rollout = node.offer(2)
+    node.live(5, rollout)
+    assert (node.says(), node.stage(2), node.slots.pointer()) == (1, Stage.SHADOW, Pointer(1, None))
+    assert node.serving.rival is not None
+    assert node.serving.rival.release == 2
+
+
+def test_a_release_is_promoted_in_its_wave_and_committed_after_its_probation(node: Node) -> None:
+    node.offer(2)
+    wave = node.pull(Rollout(2, "salt", EVERYBODY))
+    assert (node.says(), node.stage(2), node.slots.pointer()) == (2, Stage.PROBATION, Pointer(2, 1))
+    assert node.serving.rival is not None
+    assert node.serving.rival.release == 1
+    node.live(1, wave)
+    assert node.stage(2) is Stage.PROBATION
+    node.live(1, wave)
+    assert (node.says(), node.stage(2), node.slots.pointer()) == (2, Stage.COMMITTED, Pointer(2, 1))
+    assert node.serving.rival is None
+
+
+def test_a_broken_release_is_vetoed_in_shadow_and_never_answered(node: Node) -> None:
+    rollout = node.offer(2, right=False)
+    for _ in range(30):
+        node.live(1, rollout)
+    assert node.stage(2) is Stage.REJECTED
+    assert node.stages.history()[-1][2].startswith("veto: evidence of harm")
+    assert node.shadow.answered_with() == {1}
+    assert not node.slots.is_whole(2)
+    node.pull(Rollout(2, "salt", EVERYBODY))
+    assert node.says() == 1
+
+
+def test_a_release_that_harms_on_probation_goes_back_at_once(node: Node) -> None:
+    rollout = node.offer(2, EVERYBODY, right=False, quota=100)
+    assert node.says() == 2
+    for _ in range(30):
+        node.live(1, rollout)
+    assert (node.says(), node.stage(2), node.slots.pointer()) == (1, Stage.ROLLED_BACK, Pointer(1, None))
+
+
+def test_a_release_that_computes_something_else_here_is_rejected(node: Node) -> None:
+    node.offer(2, EVERYBODY, golden="0" * 64)
+    assert (node.says(), node.stage(2)) == (1, Stage.REJECTED)
+
+
+def test_a_release_that_is_not_signed_changes_nothing(node: Node) -> None:
+    before = node.stages.history()
+    with pytest.raises(SignatureError):
+        node.pull(Rollout(9, "salt", EVERYBODY))
+    assert (node.stages.history(), node.says()) == (before, 1)
+
+
+@pytest.mark.parametrize("how", ["vetoed", "rolled back", "halted in shadow", "committed"])
+def test_I5_what_was_tried_once_is_never_tried_again(node: Node, how: str) -> None:
+    if how == "vetoed":
+        node.offer(2, golden="0" * 64)
+    elif how == "rolled back":
+        node.offer(2, EVERYBODY)
+        node.pull(Rollout(2, "salt", EVERYBODY, halted=True))
+    elif how == "halted in shadow":
+        node.offer(2)
+        node.pull(Rollout(2, "salt", NOBODY, halted=True))
+    else:
+        node.live(2, node.offer(2, EVERYBODY))
+    before = node.stages.history()
+    assert before[-1][1] in {Stage.REJECTED, Stage.ROLLED_BACK, Stage.COMMITTED}
+    node.toy.put(2)
+    for number in (2, 1):
+        node.pull(Rollout(number, "salt", EVERYBODY))
+    node.open()
+    node.pull(Rollout(2, "salt", EVERYBODY))
+    assert node.stages.history() == before
+
+
+def test_a_halted_rollout_takes_its_release_back(node: Node) -> None:
+    node.offer(2, EVERYBODY)
+    assert node.says() == 2
+    node.pull(Rollout(2, "salt", EVERYBODY, halted=True))
+    assert (node.says(), node.stage(2)) == (1, Stage.ROLLED_BACK)
+
+
+def test_a_rollout_that_was_halted_before_we_saw_it_is_not_begun(node: Node) -> None:
+    node.toy.put(2)
+    node.pull(Rollout(2, "salt", EVERYBODY, halted=True))
+    assert (node.says(), node.stage(2)) == (1, None)
+
+
+def test_a_newer_release_supersedes_one_in_shadow(node: Node) -> None:
+    node.offer(2)
+    node.offer(3)
+    assert (node.stage(2), node.stage(3), node.says()) == (Stage.REJECTED, Stage.SHADOW, 1)
+    assert (2, Stage.REJECTED, "superseded") in node.stages.history()
+    assert not node.slots.is_whole(2)
+
+
+def test_a_newer_release_waits_for_the_end_of_a_probation(node: Node) -> None:
+    node.offer(2, EVERYBODY)
+    third = node.offer(3)
+    assert (node.stage(2), node.stage(3), node.says()) == (Stage.PROBATION, None, 2)
+    node.live(2, third)
+    assert node.stage(2) is Stage.COMMITTED
+    node.pull(third)
+    assert (node.stage(3), node.says()) == (Stage.SHADOW, 2)
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["on probation", "committed"])
+def test_a_withdrawal_is_a_newer_number_that_skips_shadow_and_probation(node: Node, committed: bool) -> None:
+    rollout = node.offer(2, EVERYBODY)
+    if committed:
+        node.live(2, rollout)
+    node.offer(3, EVERYBODY, withdraws=2)
+    assert (node.says(), node.stage(3)) == (3, Stage.COMMITTED)
+    assert node.stage(2) is (Stage.COMMITTED if committed else Stage.ROLLED_BACK)
+
+
+@pytest.mark.parametrize(
+    ("name", "serves"),
+    [
+        pytest.param("artifact.onnx", 1, id="artifact"),
+        pytest.param("manifest.json", 1, id="manifest"),
+        pytest.param("golden.bin", 2, id="golden inputs, which only admission needs"),
+    ],
+)
+def test_I3_a_node_whose_active_release_was_damaged_answers_with_the_one_before(
+    node: Node, name: str, serves: int
+) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    damage(node.slots.path(2).with_name(name))
+    node.open()
+    assert node.says() == serves
+    node.pull(Rollout(2, "salt", EVERYBODY))  # the coordinator still has the bytes
+    assert node.says() == 2
+    assert ("repaired", {"release": 2}) in node.events
+
+
+@pytest.mark.parametrize("name", ["artifact.onnx", "manifest.json"])
+@pytest.mark.parametrize("stage", [Stage.SHADOW, Stage.PROBATION])
+def test_I3_a_damaged_candidate_or_predecessor_does_not_silence_a_node(node: Node, stage: Stage, name: str) -> None:
+    threshold = NOBODY if stage is Stage.SHADOW else EVERYBODY
+    node.offer(2, threshold)
+    damaged, active = (2, 1) if stage is Stage.SHADOW else (1, 2)
+    damage(node.slots.path(damaged).with_name(name))
+    node.open()
+    assert node.says() == active
+    rollout = node.pull(Rollout(2, "salt", threshold))
+    assert node.serving.rival is not None
+    assert node.serving.rival.release == damaged
+    assert node.stage(2) is stage
+    node.live(2, rollout)
+    assert node.says() == active
+
+
+def test_I3_a_node_that_lost_every_slot_answers_again_once_it_has_pulled(node: Node) -> None:
+    damage(node.slots.path(1))
+    node.open()
+    assert node.serving.active is None
+    node.pull(Rollout(1, "salt", EVERYBODY))
+    assert node.says() == 1
+
+
+def test_I3_after_a_rollback_there_is_still_a_release_to_fall_back_on(node: Node) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    node.offer(3, EVERYBODY)
+    node.pull(Rollout(3, "salt", EVERYBODY, halted=True))
+    assert node.slots.pointer() == Pointer(2, 1)
+    damage(node.slots.path(2))
+    node.open()
+    assert node.says() == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"active": 1, "previous": null}'], ids=["empty", "half", "old"])
+def test_I3_a_pointer_that_is_damaged_or_behind_is_put_right_by_the_log(node: Node, data: bytes) -> None:
+    node.offer(2, EVERYBODY)
+    (node.folder / "slots" / "active.json").write_bytes(data)
+    node.open()
+    assert (node.says(), node.slots.pointer()) == (2, Pointer(2, 1))
+
+
+def test_I7_the_evidence_and_the_move_are_on_the_disk_before_the_pointer_moves(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = Slots.point
+
+    def watch(slots: Slots, pointer: Pointer) -> None:
+        other = sqlite3.connect(node.folder / "node.db")
+        (stage,) = other.execute("select stage from stage order by seq desc limit 1").fetchone()
+        (compared,) = other.execute("select count(*) from reading where rival_answer is not null").fetchone()
+        other.close()
+        seen.append((slots.pointer(), pointer, stage, compared))
+        real(slots, pointer)
+
+    node.live(3, node.offer(2))
+    windows = node.toy.points(4)
+    for x in windows.x:
+        assert node.serving.active is not None
+        node.shadow.record(x, node.serving.active.answer(x))
+    monkeypatch.setattr(Slots, "point", watch)
+    node.serving.settle(Rollout(2, "salt", EVERYBODY))
+    assert seen[-1] == (Pointer(1, None), Pointer(2, 1), "probation", 3 + 4)
+
+
+def crash_while_pointing(node: Node, patch: pytest.MonkeyPatch) -> None:
+    def cut(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        raise PowerCut
+
+    patch.setattr(durable, "write", cut)
+
+
+def crash_after(stage: Stage) -> Callable[[Node, pytest.MonkeyPatch], None]:
+    def arrange(node: Node, patch: pytest.MonkeyPatch) -> None:
+        real = StageLog.append
+
+        def append(log: StageLog, release: int, to: Stage, reason: str) -> None:
+            real(log, release, to, reason)
+            if to is stage:
+                raise PowerCut
+
+        patch.setattr(StageLog, "append", append)
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    ("stage", "arrange", "serves"),
+    [
+        pytest.param(Stage.STAGED, crash_after(Stage.STAGED), 1, id="after staging"),
+        pytest.param(Stage.ADMITTED, crash_after(Stage.ADMITTED), 1, id="after admission"),
+        pytest.param(Stage.SHADOW, crash_after(Stage.SHADOW), 1, id="after entering shadow"),
+        pytest.param(Stage.PROBATION, crash_after(Stage.PROBATION), 2, id="between promotion and pointer"),
+    ],
+)
+def test_a_crash_between_two_moves_heals_when_the_node_is_opened_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch, stage: Stage, arrange: Callable[..., None], serves: int
+) -> None:
+    with monkeypatch.context() as patch:
+        arrange(node, patch)
+        with pytest.raises(PowerCut):
+            node.offer(2, EVERYBODY)
+    node.open()
+    assert (node.stage(2), node.says()) == (stage, serves)
+    assert node.slots.pointer() == (Pointer(2, 1) if serves == 2 else Pointer(1, None))
+    node.live(2, node.pull(Rollout(2, "salt", EVERYBODY)))
+    assert (node.says(), node.stage(2)) == (2, Stage.COMMITTED)
+
+
+def test_a_crash_while_the_pointer_is_written_heals_when_the_node_is_opened_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.offer(2)
+    with monkeypatch.context() as patch:
+        crash_while_pointing(node, patch)
+        with pytest.raises(PowerCut):
+            node.pull(Rollout(2, "salt", EVERYBODY))
+    assert node.slots.pointer() == Pointer(1, None)
+    node.open()
+    assert (node.says(), node.slots.pointer()) == (2, Pointer(2, 1))
+
+
+@pytest.mark.parametrize("done", range(4))
+def test_a_download_that_was_cut_short_is_done_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    real, writes = durable.write, iter(range(100))
+
+    def cut(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        if next(writes) == done:
+            raise PowerCut
+        real(path, data, mode=mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write", cut)
+        with pytest.raises(PowerCut):
+            node.offer(2)
+    node.open()
+    assert (node.stage(2), node.says()) == (None, 1)
+    node.offer(2)
+    assert node.stage(2) is Stage.SHADOW
+
+
+def test_a_first_installation_that_was_cut_short_is_finished(
+    tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path, toy)
+    with monkeypatch.context() as patch:
+        crash_after(Stage.ADMITTED)(node, patch)
+        with pytest.raises(PowerCut):
+            node.begin()
+    node.open()
+    assert node.serving.active is None
+    node.begin()
+    assert node.says() == 1
+    for store in node.stores:
+        store.close()
+
+
+def test_memory_and_disk_agree_on_what_serves_after_every_move(node: Node) -> None:
+    for number, quota in ((2, 1), (3, 1), (4, 1)):
+        node.live(2, node.offer(number, EVERYBODY, quota=quota))
+        pointer = node.slots.pointer()
+        assert pointer is not None
+        assert pointer.active == node.says() == number
+        assert [n for n in range(1, 5) if node.slots.is_whole(n)] == [number - 1, number]
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_withdrawal_takes_effect_only_in_its_wave(node: Node) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    rollout = node.offer(3, NOBODY, withdraws=2)
+    assert (node.says(), node.stage(3)) == (2, Stage.SHADOW)
+    node.pull(replace(rollout, threshold=EVERYBODY))
+    assert node.says() == 3

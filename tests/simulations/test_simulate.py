@@ -1,0 +1,227 @@
+"""``edgefleet simulate`` as a person uses it: real runs on real recordings, wrong wishes, Ctrl-C and kill -9."""
+
+import json
+import math
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import dp_accounting
+import pytest
+
+from benchmarks.kills import play
+from fleet.privacy.gaussian import MU2_UNIT
+from simulations.init_command import write
+
+ROOT = Path(__file__).parent.parent.parent
+COMMAND = [sys.executable, "-m", "fleet.cli"]
+SMALL = ["--nodes", "4", "--rounds", "4"]
+
+
+def edgefleet(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def played(folder: Path, *flags: str) -> tuple[Path, dict[str, Any]]:
+    shown = edgefleet("simulate", *flags, "--out", "run", "--format", "json", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    return folder / "run", json.loads(shown.stdout)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    return played(tmp_path_factory.mktemp("private"), *SMALL)
+
+
+@pytest.fixture(scope="module")
+def certain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Without noise a run is the same every time: what chance decides elsewhere is certain here."""
+    return played(tmp_path_factory.mktemp("certain"), "--rounds", "6", "--epsilon", "inf")
+
+
+@pytest.mark.slow
+def test_the_result_has_the_fields_that_the_readme_documents(run: tuple[Path, dict[str, Any]]) -> None:
+    table = (ROOT / "README.md").read_text().split("| field of")[1].split("\n\n")[0]
+    documented = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert run[1].keys() == documented
+
+
+@pytest.mark.slow
+def test_a_trained_release_is_promoted_by_all_and_is_better_than_the_donors(
+    certain: tuple[Path, dict[str, Any]],
+) -> None:
+    result = certain[1]
+    assert result["nodes_promoted"] == result["nodes"] == 16
+    assert result["first_promotion_s"] < result["wall_s"]
+    assert result["new_device_accuracy"] > result["donor_accuracy"]
+    assert result["float_agreement"] >= 0.995
+    assert result["epsilon_max"] is None, "without noise nothing is promised"
+
+
+@pytest.mark.slow
+def test_every_update_is_counted_and_nothing_unsigned_ever_answers(run: tuple[Path, dict[str, Any]]) -> None:
+    result = run[1]
+    assert (result["nodes_unsigned"], result["nodes_exposed"], result["refused"]) == (0, 0, 0)
+    assert (result["rounds"], result["updates"], result["nodes"]) == (4, 16, 4)
+    assert result["releases"] >= 1
+
+
+@pytest.mark.slow
+def test_the_ledgers_epsilon_is_that_of_dp_accounting_at_the_end_of_a_run(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = run
+    spent = 0
+    for store in folder.glob("nodes/*/node.db"):
+        with closing(sqlite3.connect(store)) as node:
+            query = "select max(total) from (select sum(mu2) as total from charge group by partition)"
+            spent = max(spent, node.execute(query).fetchone()[0])
+    exact = dp_accounting.get_epsilon_gaussian(1 / math.sqrt(spent / MU2_UNIT), result["delta"])
+    assert result["epsilon_max"] == pytest.approx(exact, abs=1e-6)
+    assert result["epsilon_max"] <= 8
+
+
+@pytest.mark.slow
+def test_a_window_is_evidence_once_and_labelled_after_its_answer(certain: tuple[Path, dict[str, Any]]) -> None:
+    for store in certain[0].glob("nodes/*/node.db"):
+        with closing(sqlite3.connect(store)) as node:
+            seqs = [row[0] for row in node.execute("select seq from reading order by seq")]
+            assert seqs == list(range(len(seqs)))
+            assert node.execute("select count(*) from reading where x is not null").fetchone()[0] <= 1
+            reports = node.execute("select report, count(*) from reading where report is not null group by report")
+            assert {count for _, count in reports} <= {8, 2}
+
+
+@pytest.mark.slow
+def test_every_event_is_one_line_of_json(certain: tuple[Path, dict[str, Any]]) -> None:
+    lines = (certain[0] / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert {"at", "who", "event"} <= set.intersection(*(set(event) for event in events))
+    assert {"round-opened", "round-closed", "release", "rollout", "staged", "shadow", "probation"} <= {
+        event["event"] for event in events
+    }
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_goes_on_and_loses_nothing(tmp_path: Path) -> None:
+    broken = play(tmp_path / "run", 4, flags=SMALL, shortest_s=6.0, longest_s=12.0, seed=1)
+    assert not any(broken), broken
+    assert json.loads((tmp_path / "run" / "result.json").read_bytes())["rounds"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [1.0, 9.0])
+def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path: Path, after_s: float) -> None:
+    child = subprocess.Popen([*COMMAND, "simulate", "--out", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(after_s)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert said.strip().endswith("edgefleet: interrupted")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        pytest.param(["--model", "lstm"], 2, "use features or cnn", id="unknown model"),
+        pytest.param(["--fold", "10"], 2, "use 0 to 9", id="unknown fold"),
+        pytest.param(["--epsilon", "0"], 2, "must be above 0", id="epsilon 0"),
+        pytest.param(["--epsilon", "-3"], 2, "must be above 0", id="epsilon below 0"),
+        pytest.param(["--epsilon", "nan"], 2, "must be above 0", id="epsilon nan"),
+        pytest.param(["--rounds", "201"], 2, "planned_releases is 200", id="more rounds than planned"),
+        pytest.param(["--rounds", "0"], 2, "must be 1 or more", id="no rounds"),
+        pytest.param(["--nodes", "17"], 2, "has 16 devices", id="more nodes than the data has"),
+        pytest.param(["--nodes", "1"], 2, "averages nothing", id="one node"),
+        pytest.param(["--out", "full"], 2, "is not empty", id="a folder with something in it"),
+        pytest.param(["--out", "/proc/run"], 2, "cannot be written", id="a folder that cannot be written"),
+        pytest.param(["--resume", "full"], 2, "holds no run", id="nothing to resume"),
+        pytest.param(["--resume", "full", "--seed", "1"], 2, "leave out the other flags", id="resume and a flag"),
+        pytest.param(["--rounds", "x"], 2, "not a valid integer", id="no number"),
+    ],
+)
+def test_a_wish_that_cannot_be_granted_is_one_clear_line(
+    tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    shown = edgefleet("simulate", *arguments, cwd=tmp_path)
+    assert shown.returncode == code
+    assert said in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["full"], "nothing is half written"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "said"),
+    [
+        pytest.param('file = "task.py:TASK"', 'file = "gone.py:TASK"', 3, "is not there", id="unknown task"),
+        pytest.param('file = "task.py:TASK"', 'file = "task.py:JOB"', 3, "no Task named JOB", id="unknown name"),
+        pytest.param("planned_releases = 200", "planned_realeses = 200", 2, "unknown setting", id="unknown key"),
+        pytest.param("epsilon = 8.0", 'epsilon = "low"', 2, "not a valid float", id="wrong type"),
+        pytest.param("[privacy]", "[privacy", 2, "is no TOML", id="no TOML"),
+        pytest.param('mode = "example"', 'mode = "device"', 2, "not supported", id="unsupported mode"),
+        pytest.param("min_updates = 8", "min_updates = 1", 2, "hides nobody", id="a mean of one"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(tmp_path: Path, old: str, new: str, code: int, said: str) -> None:
+    write(tmp_path / "digits")
+    config = tmp_path / "digits" / "fleet.toml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    shown = edgefleet("simulate", "--out", "run", cwd=tmp_path / "digits")
+    assert (shown.returncode, "Traceback" in shown.stderr) == (code, False)
+    assert said in shown.stderr
+    assert not (tmp_path / "digits" / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "said"),
+    [
+        pytest.param("w.x[1, ..., 0] = float('nan')", "NaN or infinite", id="NaN reading"),
+        pytest.param("w = Windows(w.x[..., 1:], w.y)", "shape", id="wrong shape"),
+        pytest.param("w = Windows(w.x.astype('float64'), w.y)", "dtype", id="wrong dtype"),
+        pytest.param("w.y[2] = 10", "label 10", id="label out of range"),
+        pytest.param("raise OSError('disk gone')", "disk gone", id="corrupt data"),
+    ],
+)
+def test_data_that_is_not_as_declared_is_one_clear_line(tmp_path: Path, spoiled: str, said: str) -> None:
+    write(tmp_path / "digits")
+    task = tmp_path / "digits" / "task.py"
+    task.write_text(
+        task.read_text()
+        + f"""
+
+import dataclasses
+from fleet.task import Windows
+
+
+def _spoiled():
+    devices = _honest()
+    name, seen = next(iter(devices.items()))
+    w = Windows(seen.train.x.copy(), seen.train.y.copy())
+    {spoiled}
+    return {{**devices, name: dataclasses.replace(seen, train=w)}}
+
+
+_honest = TASK.devices
+TASK = dataclasses.replace(TASK, devices=_spoiled)
+"""
+    )
+    shown = edgefleet("simulate", "--out", "run", cwd=tmp_path / "digits")
+    assert (shown.returncode, "Traceback" in shown.stderr) == (3, False)
+    assert said in shown.stderr
+    assert not (tmp_path / "digits" / "run").exists()
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['sqlalchemy'] = None; from fleet.cli import main; sys.argv[1:] = ['simulate']; main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 4
+    assert "pip install 'edgefleet[simulate]'" in shown.stderr
