@@ -49,6 +49,7 @@ class Coordinator:
         """``size`` is the length of the weights; ``key`` signs instructions and is no key of TUF's."""
         self.registry = Registry(f"sqlite:///{folder / 'registry.db'}")
         self._vault = Vault(folder / "vault")
+        self._spool = Vault(folder / "spool")
         self._task = task
         self._settings = settings
         self._publisher = publisher
@@ -125,7 +126,7 @@ class Coordinator:
                 round_=round_,
                 rules=self._rules(),
             )
-            spooled = self._vault.put(admitted.delta)
+            spooled = self._spool.put(admitted.delta)
             self.registry.rounds.accept(admitted, spooled)
         except RefusedError as error:
             self.registry.rounds.refuse(Refusal(round_.number, node, error.code, str(error)))
@@ -148,7 +149,7 @@ class Coordinator:
     def _close(self, round_: Round) -> None:
         rounds = self.registry.rounds
         entries = rounds.entries(round_)
-        mean = RULES[self._settings.round.aggregation](entries, self._vault.get)
+        mean = RULES[self._settings.round.aggregation](entries, self._spool.get)
         last = rounds.bases()[-1]
         master, memory = self._server_step(last.number + 1, self.master(last), mean, self._vault.get(last.memory))
         base = BaseRow(
@@ -161,6 +162,7 @@ class Coordinator:
         )
         rounds.close(round_, base, [entry.key for entry in entries])
         self._publish_base(base)
+        self._spool.clear()
         self._record("round-closed", round=round_.number, updates=len(entries), base=base.number)
 
     def _rules(self) -> Rules:

@@ -7,7 +7,7 @@ from sqlalchemy import Engine, Row, insert, select, update
 
 from coordinator.rollout import RUNNING, Phase, RolloutState
 from coordinator.roster import raise_ledger
-from coordinator.tables import releases, reports
+from coordinator.tables import nodes, releases, reports
 from fleet.errors import TamperedError
 from fleet.messages import Report, Watch
 from fleet.release import Release
@@ -91,9 +91,9 @@ class Releases:
         return True
 
     def counts(self, release: int, watch: Watch) -> dict[str, tuple[int, int]]:
-        """``(won, lost)`` by node."""
-        query = select(reports.c.node, reports.c.won, reports.c.lost)
-        query = query.where(reports.c.release == release, reports.c.watch == watch.value)
+        """``(won, lost)`` by node; none of a node that was revoked since."""
+        query = select(reports.c.node, reports.c.won, reports.c.lost).join(nodes, nodes.c.name == reports.c.node)
+        query = query.where(~nodes.c.revoked, reports.c.release == release, reports.c.watch == watch.value)
         with self._engine.begin() as connection:
             return {node: (won, lost) for node, won, lost in connection.execute(query)}
 

@@ -1,4 +1,4 @@
-"""Arrays on disk by their digest: spooled deltas, masters, and the state of the server step."""
+"""Arrays on disk by their digest: deltas of the open round, masters, and the memory of the server step."""
 
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Vault:
             raise TamperedError(f"vault: {name[:12]} was altered")
         return np.frombuffer(data, "<f4").astype(np.float32)
 
-    def drop(self, name: str) -> None:
-        """Forget an array that nothing refers to any more."""
-        durable.remove(self._folder / name)
+    def clear(self) -> None:
+        """Forget every array."""
+        for path in self._folder.glob("*"):
+            path.unlink()

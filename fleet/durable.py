@@ -35,12 +35,6 @@ def make_folder(path: Path) -> None:
         _flush_folder(path.parent)
 
 
-def remove(path: Path) -> None:
-    """Remove the file ``path``, durably; nothing happens if it is not there."""
-    path.unlink(missing_ok=True)
-    _flush_folder(path.parent)
-
-
 def append_line(path: Path, line: str) -> None:
     """Append ``line`` to a log. Not flushed to the disk: a log is a witness, never the truth."""
     with open(path, "a", encoding="utf-8") as file:

@@ -84,7 +84,7 @@ def _built_in(wish: Wish) -> tuple[Task, Settings, str]:
     from simulations import smartwatch
 
     task_ = smartwatch.smartwatch(wish.model, wish.fold)  # type: ignore[arg-type] # it checks, and says so
-    return task_, Settings(), smartwatch.held_out(wish.fold)
+    return task_, load(None), smartwatch.held_out(wish.fold)
 
 
 def _configured(config: Path, wish: Wish) -> tuple[Task, Settings, str]:

@@ -10,13 +10,14 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 from coordinator.rollout import Phase, RolloutState
 from fleet.settings import Settings
 from simulations.clock import START
 from simulations.result import Result
 from simulations.world import World
+
+ROUNDS_SHOWN = 5
 
 _PHASES = {
     Phase.SHADOW: "in shadow",
@@ -76,16 +77,23 @@ def _phase(state: RolloutState) -> str:
 
 
 def _fleet(world: World) -> Table:
-    """Which release each device answers with, and the most that any has spent."""
+    """The newest rounds, and which release each device answers with."""
+    registry = world.coordinator.registry
     agents = [device.agent for device in world.devices.values()]
     serving = Counter(agent.serving.active.release for agent in agents if agent.serving.active)
     spent = max(agent.ledger.epsilon() for agent in agents)
     answers = sum(agent.shadow.next_seq() for agent in agents)
+    refused = Counter(refusal.round for refusal in registry.rounds.refusals())
     table = Table.grid(padding=(0, 3))
+    for round_ in registry.rounds.all()[-ROUNDS_SHOWN:]:
+        updates = len(registry.rounds.answered(round_.number))
+        table.add_row(
+            f"round {round_.number}", round_.state.value, f"{updates} updates, {refused[round_.number]} refused"
+        )
     table.add_row(
-        Text(", ".join(f"{count} nodes on release {number}" for number, count in sorted(serving.items()))),
-        Text(f"epsilon {spent:.2f}" if math.isfinite(spent) else "no privacy"),
-        Text(f"{answers} windows answered"),
+        ", ".join(f"{count} nodes on release {number}" for number, count in sorted(serving.items())),
+        f"epsilon {spent:.2f}" if math.isfinite(spent) else "no privacy",
+        f"{answers} windows answered",
     )
     return table
 

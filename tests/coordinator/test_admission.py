@@ -22,7 +22,7 @@ from fleet.messages import CODEC, Report, ReportInstruction, Update, Watch, enco
 from fleet.quantization import Template
 from fleet.signing import MAX_BODY_BYTES, Sealed, canonical, seal, sha256
 from fleet.weights import Flat
-from tests.coordinator.conftest import NOW, SIZE, Fleet, Sent, delta_of, key_of
+from tests.coordinator.conftest import NOW, SETTINGS, SIZE, Fleet, Sent, delta_of, key_of
 
 MALLORY, STRANGER, REVOKED = key_of("mallory"), key_of("stranger"), key_of("revoked")
 
@@ -213,12 +213,10 @@ def test_a_norm_at_the_limit_is_admitted_and_just_above_is_not() -> None:
 def test_whatever_a_member_signs_is_admitted_or_refused_and_nothing_else_is_raised(
     body: bytes, payload: bytes, codec: str
 ) -> None:
-    sealed = honest().signed(body).sealed
     try:
-        admitted = judged(Sent(sealed, payload, codec))
-    except RefusedError as refused:
-        assert refused.code
-        str(refused).encode()  # the registry can keep it
+        admitted = judged(Sent(honest().signed(body).sealed, payload, codec))
+    except RefusedError as error:
+        str(error).encode()  # or the registry could not keep it
     else:
         assert np.isfinite(admitted.delta).all()
 
@@ -331,3 +329,32 @@ def test_a_report_within_its_windows_and_their_noise_is_admitted(won: int, lost:
         report(won=won, lost=lost).sealed(MALLORY), members=MEMBERS, instruction=INSTRUCTION, noise_std=2.0
     )
     assert (admitted.won, admitted.lost) == (won, lost)
+
+
+@pytest.fixture
+def shadowed(tmp_path: Path, template: Template) -> Fleet:
+    """A fleet whose release 1 is in shadow."""
+    settings = SETTINGS.changed(release={"every_rounds": 1})
+    fleet = Fleet(tmp_path / "coordinator", template, settings)
+    fleet.play_round()
+    fleet.coordinator.offer_release()
+    return fleet
+
+
+def test_a_report_sent_twice_is_counted_once(shadowed: Fleet) -> None:
+    shadowed.report("node-0", won=3, lost=1)
+    shadowed.report("node-0", won=3, lost=1)
+    assert shadowed.coordinator.registry.releases.counts(1, Watch.SHADOW) == {"node-0": (3, 1)}
+
+
+def test_a_second_report_of_a_node_does_not_replace_the_first(shadowed: Fleet) -> None:
+    shadowed.report("node-0", won=3, lost=1)
+    shadowed.report("node-0", won=0, lost=9)
+    assert shadowed.coordinator.registry.releases.counts(1, Watch.SHADOW) == {"node-0": (3, 1)}
+
+
+def test_a_bad_report_leaves_the_counts_as_they_were(shadowed: Fleet) -> None:
+    shadowed.report("node-0", won=3, lost=1)
+    shadowed.report("node-1", won=11, lost=0)
+    assert shadowed.coordinator.registry.releases.counts(1, Watch.SHADOW) == {"node-0": (3, 1)}
+    assert set(shadowed.coordinator.reporters()) == {"node-1", "node-2", "node-3", "node-4"}

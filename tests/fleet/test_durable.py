@@ -100,16 +100,6 @@ def test_missing_folders_are_made_each_entered_durably(tmp_path: Path, monkeypat
     assert (tmp_path / "a" / "b" / "file").read_bytes() == b"x"
 
 
-def test_removing_is_durable_and_may_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    durable.write(tmp_path / "file", b"x")
-    with monkeypatch.context() as patch:
-        disk = Disk(patch)
-        durable.remove(tmp_path / "file")
-    assert disk.steps == ["open", "fsync"]
-    assert not (tmp_path / "file").exists()
-    durable.remove(tmp_path / "file")
-
-
 def test_a_log_grows_by_whole_lines(tmp_path: Path) -> None:
     durable.append_line(tmp_path / "log", "ä")
     durable.append_line(tmp_path / "log", "b")

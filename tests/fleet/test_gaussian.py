@@ -92,3 +92,12 @@ def test_an_infinite_epsilon_adds_no_noise_and_keeps_no_promise() -> None:
     assert budget.spent_epsilon(0) == 0.0
     assert budget.spent_epsilon(charge_of(0.0)) == math.inf
     assert 10**9 * charge_of(0.0) < budget.cap_mu2
+
+
+@given(epsilons, st.integers(2, 10))
+def test_a_unit_that_lies_in_several_examples_costs_as_much_more(epsilon: float, group: int) -> None:
+    alone, several = Budget(epsilon, 1e-5), Budget(epsilon, 1e-5, group)
+    assert several.noise_multiplier(20) == pytest.approx(group * alone.noise_multiplier(20), rel=1e-4)
+    spent = 20 * charge_of(several.noise_multiplier(20))
+    assert several.spent_epsilon(spent) == pytest.approx(epsilon, rel=1e-3)
+    assert several.spent_epsilon(spent) <= epsilon * (1 + 1e-9)

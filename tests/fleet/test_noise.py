@@ -52,7 +52,7 @@ def test_as_many_draws_as_asked_for(size: int) -> None:
 
 def test_no_seed_can_make_noise_come_again() -> None:
     def seeded() -> np.ndarray:
-        np.random.seed(0)  # noqa: NPY002 - the seeds that an author's code may set
+        np.random.seed(0)
         torch.manual_seed(0)
         return LatticeGaussian().integers(16, 1e6)
 

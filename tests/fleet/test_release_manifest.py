@@ -3,6 +3,7 @@
 import json
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -80,7 +81,7 @@ def test_the_smallest_wave_is_one_node() -> None:
 
 def test_waves_nest() -> None:
     shares = [wave("salt", fleet(40), fraction) for fraction in (0.05, 0.25, 0.5, 1.0)]
-    assert all(small < large for small, large in zip(shares, shares[1:], strict=False))
+    assert all(small < large for small, large in pairwise(shares))
     assert shares[-1] == set(fleet(40))
 
 

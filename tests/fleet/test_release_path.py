@@ -65,7 +65,9 @@ def test_adding_an_example_moves_the_sum_by_at_most_the_sensitivity(gradients: G
     """Adding or removing one example moves the sum, before noise, by at most the sensitivity that the noise is
     scaled to."""
     whole = noiseless(gradients, clipping_norm)
-    moves = [np.linalg.norm(whole - noiseless(np.delete(gradients, i, 0), clipping_norm)) for i in range(len(gradients))]
+    moves = [
+        np.linalg.norm(whole - noiseless(np.delete(gradients, i, 0), clipping_norm)) for i in range(len(gradients))
+    ]
     assert max(moves) <= stated_sensitivity(gradients, clipping_norm) * (1 + 1e-12)
 
 

@@ -22,7 +22,13 @@ def signed(body: bytes) -> Sealed:
     return Sealed(body, KEY.sign(_message("update", body)))
 
 
-@given(st.dictionaries(st.text().filter(lambda name: name != "v"), texts_or_numbers.filter(lambda x: x not in (math.inf, -math.inf)), max_size=5))
+@given(
+    st.dictionaries(
+        st.text().filter(lambda name: name != "v"),
+        texts_or_numbers.filter(lambda x: x not in (math.inf, -math.inf)),
+        max_size=5,
+    )
+)
 def test_what_was_sealed_is_unsealed(fields: dict[str, object]) -> None:
     assert unseal("update", seal("update", fields, KEY), KEY.public_key()) == fields
 

@@ -112,11 +112,14 @@ class Toy:
         return Windows(x, (x[:, 0] > 0).astype(np.int64))
 
 
-_TOY = Toy()
+@pytest.fixture(scope="session")
+def toys() -> Toy:
+    """The toy task, exported once."""
+    return Toy()
 
 
 @pytest.fixture
-def toy() -> Toy:
-    """The toy task with an empty shelf; the template is exported once."""
-    _TOY.shelf.clear()
-    return _TOY
+def toy(toys: Toy) -> Toy:
+    """The toy task with an empty shelf."""
+    toys.shelf.clear()
+    return toys

@@ -13,6 +13,7 @@ from fleet.settings import Settings
 from node.identity import Identity
 from node.store import open_store
 
+PARTS = ("name", "key", "coordinator", "root", "settings")
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
 
 
@@ -68,7 +69,7 @@ def test_a_private_key_is_never_printed(key: Ed25519PrivateKey, show: object) ->
 @pytest.mark.parametrize(
     "damage",
     [
-        *[f"delete from identity where name = '{name}'" for name in ("name", "key", "coordinator", "root", "settings")],
+        *[f"delete from identity where name = '{part}'" for part in PARTS],  # noqa: S608 - the names are ours
         "update identity set value = x'00' where name = 'key'",
         "update identity set value = x'00' where name = 'coordinator'",
         "update identity set value = x'ff' where name = 'name'",

@@ -1,13 +1,13 @@
 """The ledger: spent first, never more than the budget, never undone, whatever crashes."""
 
 import math
-import random
 import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dp_accounting import get_epsilon_gaussian
 from hypothesis import given, settings
@@ -175,7 +175,14 @@ def test_a_ledger_that_was_altered_is_not_opened(store: sqlite3.Connection, tamp
         Ledger(store, BUDGET)
 
 
-@pytest.mark.parametrize("statement", ["update charge set mu2 = 1", "delete from charge", "insert or replace into charge select 1, 'x', 'x', 1, 'x', 'x'"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update charge set mu2 = 1",
+        "delete from charge",
+        "insert or replace into charge select 1, 'x', 'x', 1, 'x', 'x'",
+    ],
+)
 def test_the_database_itself_refuses_to_rewrite_a_charge(store: sqlite3.Connection, statement: str) -> None:
     charge(Ledger(store, BUDGET))
     before = rows(store)
@@ -224,7 +231,7 @@ def test_a_charge_is_flushed_to_the_disk_when_it_returns(store: sqlite3.Connecti
 
 @pytest.mark.slow
 def test_I4_a_node_killed_at_any_moment_never_released_what_it_did_not_charge(tmp_path: Path) -> None:
-    rng = random.Random(3)
+    rng = np.random.default_rng(3)
     released = tmp_path / "released"
     for kill in range(10):
         with subprocess.Popen(

@@ -122,9 +122,7 @@ def test_the_signs_call_for_one_move(stage: Stage, signs: Signs, move: Stage | N
         pytest.param(
             {1: Stage.COMMITTED, 2: Stage.SHADOW}, (1, None), (2, Stage.SHADOW), {1, 2}, id="the second in shadow"
         ),
-        pytest.param(
-            {1: Stage.COMMITTED, 2: Stage.PROBATION}, (2, 1), (2, Stage.PROBATION), {1, 2}, id="on probation"
-        ),
+        pytest.param({1: Stage.COMMITTED, 2: Stage.PROBATION}, (2, 1), (2, Stage.PROBATION), {1, 2}, id="on probation"),
         pytest.param({1: Stage.COMMITTED, 2: Stage.ROLLED_BACK}, (1, None), None, {1}, id="rolled back"),
         pytest.param({1: Stage.COMMITTED, 2: Stage.COMMITTED}, (2, 1), None, {1, 2}, id="committed"),
         pytest.param(

@@ -369,9 +369,7 @@ def test_a_crash_while_the_pointer_is_written_heals_when_the_node_is_opened_agai
 
 
 @pytest.mark.parametrize("done", range(4))
-def test_a_download_that_was_cut_short_is_done_again(
-    node: Node, monkeypatch: pytest.MonkeyPatch, done: int
-) -> None:
+def test_a_download_that_was_cut_short_is_done_again(node: Node, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
     real, writes = durable.write, iter(range(100))
 
     def cut(path: Path, data: bytes, *, mode: int = 0o644) -> None:

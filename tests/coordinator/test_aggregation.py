@@ -1,0 +1,167 @@
+"""One mean of admitted updates, which no single node can carry away."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as tried
+from hypothesis import strategies as st
+
+from coordinator.aggregation import Entry, mean, screened_mean, staleness_weight
+from fleet.weights import Flat
+
+Rule = Callable[..., Flat]
+rules = pytest.mark.parametrize("rule", [mean, screened_mean])
+
+
+class Cohort:
+    """Deltas by name, with the entries that the registry would have of them."""
+
+    def __init__(self, deltas: list[Flat], staleness: list[int] | None = None) -> None:
+        self.deltas = {f"{index:02d}": delta for index, delta in enumerate(deltas)}
+        ages = staleness or [0] * len(deltas)
+        norms = [float(np.linalg.norm(delta.astype(np.float64))) for delta in deltas]
+        self.entries = [
+            Entry(f"key-{name}", name, norm, age) for name, norm, age in zip(self.deltas, norms, ages, strict=True)
+        ]
+
+    @property
+    def median(self) -> float:
+        return float(np.median([entry.norm for entry in self.entries]))
+
+    def read(self, name: str) -> Flat:
+        return self.deltas[name]
+
+    def by(self, rule: Rule) -> Flat:
+        return rule(self.entries, self.read)
+
+
+def alike(count: int, size: int = 64) -> list[Flat]:
+    """Honest deltas: one direction, each with its own noise, all of norm 1."""
+    rng = np.random.default_rng(count)
+    deltas = 1 + 0.5 * rng.normal(size=(count, size))
+    return [(delta / np.linalg.norm(delta)).astype(np.float32) for delta in deltas]
+
+
+def cosine(a: Flat, b: Flat) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+@rules
+@pytest.mark.parametrize("count", [1, 2, 5, 20])
+def test_the_mean_of_deltas_of_one_length_is_numpys(rule: Rule, count: int) -> None:
+    deltas = alike(count)
+    expected = np.mean(np.array(deltas, np.float64), axis=0)
+    np.testing.assert_allclose(Cohort(deltas).by(rule), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_plain_mean_weighs_every_node_once_whatever_its_norm() -> None:
+    deltas = [np.float32(scale) * delta for scale, delta in zip([1, 100, 0, 7], alike(4), strict=True)]
+    np.testing.assert_allclose(Cohort(deltas).by(mean), np.mean(np.array(deltas, np.float64), axis=0), rtol=1e-6)
+
+
+HOSTILE = {
+    "sign flip x10": lambda honest: -10 * honest,
+    "huge": lambda honest: np.full_like(honest, 1e30),
+    "as long as a float32 is": lambda honest: np.full_like(honest, np.finfo(np.float32).max),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+def test_an_update_over_three_medians_leaves_no_trace(hostile: Callable[[Flat], Flat]) -> None:
+    honest = alike(16)
+    attacked = [*honest, *(hostile(delta) for delta in honest[:4])]
+    np.testing.assert_allclose(Cohort(attacked).by(screened_mean), Cohort(honest).by(screened_mean), rtol=1e-5)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+def test_in_a_cohort_too_small_to_screen_a_hostile_update_is_clipped(hostile: Callable[[Flat], Flat]) -> None:
+    honest = alike(3)
+    result = Cohort([*honest, hostile(honest[0])]).by(screened_mean)
+    assert np.linalg.norm(result) <= 1.0 + 1e-6
+    assert cosine(result, Cohort(honest).by(mean)) > 0.5
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(2.9, True), (3.1, False)])
+def test_the_screen_stands_at_three_medians(factor: float, kept: bool) -> None:
+    deltas = [*alike(8), np.float32(factor) * np.eye(64, dtype=np.float32)[0]]
+    assert (abs(Cohort(deltas).by(screened_mean)[0] - Cohort(alike(8)).by(screened_mean)[0]) > 0.05) == kept
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [
+        pytest.param([0, 0, 0, 0, 0, 0], 0.0, id="all zero"),
+        pytest.param([0, 0, 0, 0, 1, 1], 0.0, id="most are zero"),
+        pytest.param([0, 0, 0, 1], 0.0, id="most are zero, too few to screen"),
+        pytest.param([0, 1, 1, 1, 1, 1], 5 / 6, id="one is zero and counts"),
+        pytest.param([1, 1, 1, 1, 100], 1.0, id="five are screened"),
+        pytest.param([1, 1, 1, 100], 1.0, id="four are only clipped"),
+        pytest.param([1, 1, 1, 1, 2], 1.0, id="below the screen, clipped"),
+        pytest.param([0.25, 1, 1, 1, 1], 4.25 / 5, id="short ones are not stretched"),
+    ],
+)
+def test_the_screened_mean_of_deltas_in_line(norms: list[float], expected: float) -> None:
+    deltas = [np.array([norm, 0], np.float32) for norm in norms]
+    np.testing.assert_allclose(Cohort(deltas).by(screened_mean), [expected, 0], rtol=1e-6)
+
+
+@rules
+@tried(max_examples=50, deadline=None)
+@given(order=st.permutations(range(9)))
+def test_the_order_of_arrival_changes_no_bit(rule: Rule, order: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    deltas = [(10.0**scale * rng.normal(size=32)).astype(np.float32) for scale in rng.uniform(-3, 3, 9)]
+    cohort = Cohort(deltas, staleness=[0, 1, 2] * 3)
+    shuffled = rule([cohort.entries[index] for index in order], cohort.read)
+    assert shuffled.tobytes() == cohort.by(rule).tobytes()
+
+
+cohorts = st.lists(
+    st.tuples(st.floats(0, 1e6), st.integers(0, 2**32)),
+    min_size=2,
+    max_size=12,
+)
+
+
+@tried(max_examples=200, deadline=None)
+@given(cohort=cohorts, bad=st.floats(0, 1e30), seed=st.integers(0, 2**32))
+def test_I12_one_node_moves_the_mean_by_at_most_the_median_norm_over_the_nodes_kept(
+    cohort: list[tuple[float, int]], bad: float, seed: int
+) -> None:
+    def delta(norm: float, seed: int) -> Flat:
+        direction = np.random.default_rng(seed).normal(size=8)
+        return (norm * direction / np.linalg.norm(direction)).astype(np.float32)
+
+    everyone = Cohort([*(delta(*drawn) for drawn in cohort), delta(bad, seed)])
+    screens = len(everyone.entries) >= 5
+    kept = [entry for entry in everyone.entries if entry.norm <= 3 * everyone.median or not screens]
+    assert kept
+    muted = dict(everyone.deltas)
+    muted[everyone.entries[-1].payload] = np.zeros(8, np.float32)
+    moved = everyone.by(screened_mean) - screened_mean(everyone.entries, muted.__getitem__)
+    assert np.linalg.norm(moved.astype(np.float64)) <= everyone.median / len(kept) * (1 + 1e-4) + 1e-30
+
+
+@pytest.mark.parametrize(("staleness", "weight"), [(0, 1.0), (1, 2**-0.5), (3, 0.5), (8, 1 / 3)])
+def test_a_delta_from_an_older_base_counts_less(staleness: int, weight: float) -> None:
+    assert staleness_weight(staleness) == pytest.approx(weight, rel=1e-12)
+
+
+@rules
+def test_a_stale_delta_is_weighted_down_and_still_shares_the_mean(rule: Rule) -> None:
+    fresh, stale = np.array([1, 0], np.float32), np.array([0, 1], np.float32)
+    np.testing.assert_allclose(Cohort([fresh, stale], staleness=[0, 3]).by(rule), [0.5, 0.25], rtol=1e-6)
+
+
+def test_a_mean_reads_one_delta_at_a_time_and_each_once() -> None:
+    cohort = Cohort(alike(6))
+    read: list[str] = []
+    screened_mean(cohort.entries, lambda name: (read.append(name), cohort.read(name))[1])
+    assert sorted(read) == sorted(cohort.deltas)
+
+
+def test_a_mean_of_no_updates_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="no updates"):
+        mean([], dict[str, Flat]().__getitem__)

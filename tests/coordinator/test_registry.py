@@ -1,0 +1,124 @@
+"""The registry: acknowledged means durable; names, keys and numbers are given once."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+
+from coordinator.registry import Registry
+from coordinator.rollout import Phase, RolloutState
+from fleet.errors import TamperedError
+from fleet.release import Release
+from tests.coordinator.conftest import NOW, Fleet, key_of
+
+FULL = 2
+
+
+def read(fleet: Fleet, query: str) -> list[tuple[object, ...]]:
+    """What another process sees."""
+    connection = sqlite3.connect(f"file:{fleet.folder / 'registry.db'}?mode=ro", uri=True)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"),
+    [
+        pytest.param("synchronous", FULL, id="a commit waits for the disk"),
+        pytest.param("journal_mode", "wal", id="readers do not wait for the writer"),
+        pytest.param("foreign_keys", 1, id="no update of nobody"),
+    ],
+)
+def test_I2_every_connection_of_the_registry_is_durable(fleet: Fleet, pragma: str, value: object) -> None:
+    engine = fleet.coordinator.registry._engine
+    connections = [engine.raw_connection() for _ in range(2)]
+    try:
+        found = [connection.cursor().execute(f"pragma {pragma}").fetchone()[0] for connection in connections]
+    finally:
+        for connection in connections:
+            connection.close()
+    assert found == [value, value]
+
+
+def test_I2_an_update_is_on_record_and_its_delta_on_disk_when_it_is_acknowledged(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_, "node-0")
+    [(node, payload)] = read(fleet, 'select node, payload from "update"')
+    assert node == "node-0"
+    assert (fleet.folder / "vault" / str(payload)).stat().st_size == 4 * 15
+
+
+def test_I2_a_report_is_on_record_when_it_is_acknowledged(tmp_path: Path, fleet: Fleet) -> None:
+    fleet.coordinator._announce(fleet.bases[0], Phase.SHADOW)
+    fleet.report("node-2", won=4, lost=1)
+    assert read(fleet, "select node, won, lost from report") == [("node-2", 4, 1)]
+
+
+def test_I2_an_update_whose_commit_failed_is_not_acknowledged(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+
+    def fail(connection: object) -> None:
+        raise OSError("disk full")
+
+    event.listen(fleet.coordinator.registry._engine, "commit", fail)
+    with pytest.raises(OSError, match="disk full"):
+        fleet.answer(round_, "node-0")
+    event.remove(fleet.coordinator.registry._engine, "commit", fail)
+    assert fleet.coordinator.registry.rounds.answered(round_.number) == set()
+    fleet.answer(round_, "node-0")
+    assert fleet.coordinator.registry.rounds.answered(round_.number) == {"node-0"}
+
+
+def test_a_node_enrolled_again_with_its_key_changes_nothing(fleet: Fleet) -> None:
+    before = fleet.coordinator.registry.roster.active()
+    fleet.coordinator.enrol("node-0", key_of("node-0").public_key(), 4711)
+    assert fleet.coordinator.registry.roster.active() == before
+
+
+def test_the_name_of_a_node_cannot_be_taken_with_another_key(fleet: Fleet) -> None:
+    with pytest.raises(TamperedError, match="another key"):
+        fleet.coordinator.enrol("node-0", key_of("mallory").public_key(), 4711)
+
+
+def test_I8_a_revoked_node_does_not_come_back_by_enrolling_again(fleet: Fleet) -> None:
+    fleet.coordinator.registry.roster.revoke("node-0")
+    fleet.coordinator.enrol("node-0", key_of("node-0").public_key(), 1000)
+    assert "node-0" not in fleet.coordinator.registry.roster.active()
+    assert fleet.coordinator.registry.roster.members()["node-0"].revoked
+
+
+def test_the_highest_ledger_number_of_a_node_never_falls(fleet: Fleet) -> None:
+    fleet.play_round()
+    fleet.play_round()
+    assert fleet.coordinator.registry.roster.members()["node-0"].ledger_seq == 20
+    fleet.close()
+    fleet.open()
+    assert fleet.coordinator.registry.roster.members()["node-0"].ledger_seq == 20
+
+
+def release(number: int) -> Release:
+    return Release("tiny", number, 0, "p", "t", f"artifact {number}", "g", "r", 10, 2)
+
+
+def state(number: int) -> RolloutState:
+    return RolloutState(number, "salt", Phase.DONE, 0, NOW)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, -1])
+def test_I5_a_release_that_does_not_follow_the_newest_is_refused(tmp_path: Path, number: int) -> None:
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
+    for known in (0, 1):
+        registry.releases.announce(release(known), state(known))
+    with pytest.raises(TamperedError, match="does not follow 1"):
+        registry.releases.announce(release(number), state(number))
+    assert [known for known, _ in registry.releases.all()] == [release(0), release(1)]
+    registry.close()
+
+
+def test_times_come_back_in_utc(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    assert fleet.coordinator.registry.rounds.current() == round_
+    assert round_.deadline.utcoffset() is not None

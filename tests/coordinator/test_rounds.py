@@ -1,0 +1,253 @@
+"""Rounds: what is counted, once; when a round ends; what a number stands for."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.round import Round, RoundState, verdict
+from coordinator.rounds import BaseRow
+from fleet.errors import TamperedError
+from fleet.quantization import Template
+from tests.coordinator.conftest import NOW, SETTINGS, SIZE, Fleet, delta_of
+
+OPEN = Round(number=1, base=0, state=RoundState.OPEN, deadline=NOW)
+BEFORE, AFTER = NOW - timedelta(seconds=1), NOW
+
+
+@pytest.mark.parametrize(
+    ("admitted", "asked", "now", "state"),
+    [
+        pytest.param(0, 5, BEFORE, RoundState.OPEN, id="nobody answered yet"),
+        pytest.param(4, 5, BEFORE, RoundState.OPEN, id="a quorum waits for the last"),
+        pytest.param(5, 5, BEFORE, RoundState.CLOSED, id="all answered"),
+        pytest.param(5, 4, BEFORE, RoundState.CLOSED, id="all answered, one left the fleet"),
+        pytest.param(2, 2, BEFORE, RoundState.OPEN, id="all answered, no quorum"),
+        pytest.param(0, 0, BEFORE, RoundState.OPEN, id="nobody to ask"),
+        pytest.param(3, 5, AFTER, RoundState.CLOSED, id="a quorum at the deadline"),
+        pytest.param(2, 5, AFTER, RoundState.FAILED, id="no quorum at the deadline"),
+        pytest.param(2, 2, AFTER, RoundState.FAILED, id="a fleet below the quorum"),
+        pytest.param(0, 0, AFTER, RoundState.FAILED, id="an empty fleet"),
+        pytest.param(0, 5, AFTER + timedelta(days=30), RoundState.FAILED, id="nobody, long after"),
+    ],
+)
+def test_I9_a_round_closes_or_fails_by_its_deadline_and_never_later(
+    admitted: int, asked: int, now: object, state: RoundState
+) -> None:
+    assert verdict(OPEN, admitted=admitted, asked=asked, min_updates=3, now=now) is state  # type: ignore[arg-type]
+
+
+def test_I1_an_update_given_to_two_rounds_is_counted_in_the_first(fleet: Fleet) -> None:
+    first = fleet.opened()
+    sent = fleet.update("node-0", first)
+    fleet.receive(first, sent)
+    fleet.answer(first, "node-1", "node-2")
+    fleet.settle(first)
+    second = fleet.opened()
+    fleet.receive(second, sent)
+    fleet.answer(second, "node-1", "node-2")
+    fleet.settle(second)
+    assert fleet.coordinator.registry.rounds.counted() == 3 + 2
+    assert fleet.refused == ["round"]
+
+
+def test_I1_an_update_sent_twice_is_counted_once_and_no_refusal(fleet: Fleet, tmp_path: Path) -> None:
+    round_ = fleet.opened()
+    for _ in range(3):
+        fleet.answer(round_)
+    fleet.settle(round_)
+    once = Fleet(tmp_path / "once", fleet.template)
+    assert fleet.bases[-1] == once.play_round()
+    assert fleet.coordinator.registry.rounds.counted() == 5
+    assert fleet.refused == []
+
+
+def test_I1_an_update_that_comes_again_after_its_round_is_not_counted_again(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    sent = fleet.update("node-0", round_)
+    fleet.answer(round_)
+    fleet.settle(round_)
+    fleet.receive(round_, sent)
+    base = fleet.bases[-1]
+    second = fleet.opened()
+    fleet.receive(second, sent)
+    fleet.answer(second, "node-1", "node-2")
+    fleet.settle(second)
+    assert fleet.bases[1] == base
+    assert fleet.coordinator.registry.rounds.counted() == 5 + 2
+
+
+def test_I1_an_update_that_missed_its_round_is_in_no_aggregate(fleet: Fleet, tmp_path: Path) -> None:
+    round_ = fleet.opened()
+    late = fleet.update("node-0", round_)
+    fleet.answer(round_, "node-1", "node-2")
+    fleet.settle(round_)
+    fleet.receive(round_, late)
+    fleet.play_round("node-1", "node-2")
+    same = Fleet(tmp_path / "same", fleet.template)
+    same.play_round("node-1", "node-2")
+    assert fleet.bases[-1] == same.play_round("node-1", "node-2")
+    assert fleet.coordinator.registry.rounds.counted() == 4
+
+
+def test_I1_a_node_that_answers_a_round_twice_differently_is_counted_with_its_first(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_, "node-0", "node-1")
+    fleet.receive(round_, fleet.update("node-0", round_, -delta_of("node-0", 1)), "node-0")
+    entries = fleet.coordinator.registry.rounds.entries(round_)
+    assert len(entries) == 2
+    assert fleet.refused == ["replayed"]
+
+
+def test_I1_a_node_that_answers_a_round_from_two_bases_is_counted_once(fleet: Fleet) -> None:
+    fleet.play_round()
+    round_ = fleet.opened()
+    fleet.answer(round_, "node-0", "node-1")
+    fleet.receive(round_, fleet.update("node-0", round_, base=0), "node-0")
+    assert fleet.refused == ["replayed"]
+    assert len(fleet.coordinator.registry.rounds.entries(round_)) == 2
+
+
+def test_I1_closing_a_round_with_an_update_of_an_earlier_aggregate_changes_nothing(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_)
+    counted = [entry.key for entry in fleet.coordinator.registry.rounds.entries(round_)]
+    fleet.settle(round_)
+    second = fleet.opened()
+    base = replace(fleet.bases[-1], number=2, round=2)
+    with pytest.raises(TamperedError, match="in an aggregate already"):
+        fleet.coordinator.registry.rounds.close(second, base, counted[:1])
+    assert fleet.coordinator.registry.rounds.current() == second
+    assert len(fleet.bases) == 2
+
+
+def test_the_updates_of_a_failed_round_are_in_no_aggregate(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_, "node-0")
+    assert fleet.settle(round_) is RoundState.FAILED
+    fleet.play_round("node-1", "node-2")
+    assert fleet.coordinator.registry.rounds.counted() == 2
+    assert len(fleet.bases) == 2
+
+
+def test_I5_a_round_that_ended_does_not_end_again(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_)
+    fleet.settle(round_)
+    with pytest.raises(TamperedError, match="not open"):
+        fleet.settle(round_)
+    with pytest.raises(TamperedError, match="not open"):
+        fleet.coordinator.registry.rounds.fail(round_.number)
+    assert len(fleet.bases) == 2
+
+
+def test_I5_the_numbers_of_rounds_and_bases_only_grow(fleet: Fleet) -> None:
+    for answers in (["node-0", "node-1"], ["node-0"], ["node-0", "node-1"]):
+        round_ = fleet.opened()
+        fleet.answer(round_, *answers)
+        fleet.settle(round_)
+        fleet.close()
+        fleet.open()
+    assert [round_.number for round_ in fleet.coordinator.registry.rounds.all()] == [1, 2, 3]
+    assert [(base.number, base.round) for base in fleet.bases] == [(0, 0), (1, 1), (2, 3)]
+
+
+def test_I5_the_number_of_a_base_stands_for_one_digest(fleet: Fleet) -> None:
+    first = fleet.play_round()
+    round_ = fleet.opened()
+    other = BaseRow(first.number, round_.number, "0" * 64, "0" * 64, "0" * 64, published=False)
+    with pytest.raises(Exception, match="UNIQUE"):
+        fleet.coordinator.registry.rounds.close(round_, other, [])
+    assert fleet.bases[-1] == first
+    assert fleet.coordinator.registry.rounds.current() == round_
+
+
+def test_I5_the_base_on_the_shelf_is_the_one_on_record(fleet: Fleet) -> None:
+    base = fleet.play_round()
+    assert base.published
+    weights = fleet.repository.target("bases/00000001/weights.bin")
+    assert weights == fleet.template.quantize(fleet.coordinator.master(base))
+    assert fleet.coordinator.registry.rounds.bases()[-1].payload in str(
+        fleet.repository.target("bases/00000001/manifest.json")
+    )
+
+
+def test_I8_an_update_of_a_node_revoked_after_it_sent_is_not_in_the_aggregate(fleet: Fleet, tmp_path: Path) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_)
+    fleet.coordinator.registry.roster.revoke("node-3")
+    fleet.settle(round_)
+    never = Fleet(tmp_path / "never", fleet.template)
+    assert fleet.bases[-1] == never.play_round("node-0", "node-1", "node-2", "node-4")
+    assert fleet.coordinator.registry.rounds.counted() == 4
+
+
+def test_I8_a_round_whose_quorum_was_revoked_fails(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_, "node-0", "node-1")
+    fleet.coordinator.registry.roster.revoke("node-1")
+    assert fleet.settle(round_) is RoundState.FAILED
+
+
+def test_I8_a_revoked_node_is_not_asked_again(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_, "node-0")
+    fleet.coordinator.registry.roster.revoke("node-1")
+    assert set(fleet.coordinator.waiting_for(round_)) == {"node-2", "node-3", "node-4"}
+
+
+def test_I9_one_round_is_open_at_a_time(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    assert fleet.opened() == round_
+    with pytest.raises(TamperedError, match="open already"):
+        fleet.coordinator.registry.rounds.open(0, NOW)
+
+
+def test_I9_a_round_left_open_by_a_crash_goes_on_with_what_it_had(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_, "node-0", "node-1")
+    fleet.close()
+    fleet.open()
+    assert fleet.opened() == round_
+    assert set(fleet.coordinator.waiting_for(round_)) == {"node-2", "node-3", "node-4"}
+    fleet.answer(round_, "node-2")
+    fleet.settle(round_)
+    assert fleet.coordinator.registry.rounds.counted() == 3
+
+
+def test_I9_a_round_found_open_long_after_its_deadline_ends_at_once(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.close()
+    fleet.pass_time(timedelta(days=400))
+    fleet.open()
+    assert fleet.settle(fleet.opened()) is RoundState.FAILED
+    assert fleet.opened().number == round_.number + 1
+
+
+def test_I9_a_fleet_that_never_answers_uses_up_the_plan_and_stops(tmp_path: Path, template: Template) -> None:
+    fleet = Fleet(tmp_path / "coordinator", template, SETTINGS.changed(round={"rounds": 3}))
+    for _ in range(3):
+        assert fleet.settle(fleet.opened()) is RoundState.FAILED
+    assert fleet.coordinator.open_round() is None
+
+
+def test_a_round_that_all_answered_closes_before_its_deadline(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_)
+    assert fleet.settle(round_, late=False) is RoundState.CLOSED
+
+
+def test_a_stale_delta_counts_less_than_a_fresh_one(fleet: Fleet) -> None:
+    fleet.play_round()
+    round_ = fleet.opened()
+    step = np.full(SIZE, 0.1, np.float32)
+    fleet.receive(round_, fleet.update("node-0", round_, step, base=0))
+    fleet.receive(round_, fleet.update("node-1", round_, step))
+    assert {entry.staleness for entry in fleet.coordinator.registry.rounds.entries(round_)} == {0, 1}
+    before = fleet.bases[-1]
+    fleet.settle(round_)
+    last_step = fleet.coordinator.master(before) - fleet.coordinator.master(fleet.bases[0])
+    moved = fleet.coordinator.master(fleet.bases[-1]) - fleet.coordinator.master(before)
+    np.testing.assert_allclose(moved - 0.5 * last_step, 0.1 * (1 + 2**-0.5) / 2, rtol=1e-3)

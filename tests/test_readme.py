@@ -1,0 +1,52 @@
+"""The README says what is so."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fleet import cli, errors
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 150
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    command = next(line for line in README.splitlines() if line.startswith(".venv/bin/pip install"))
+    install, test = (part.strip() for part in command.split("&&"))
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert install.removeprefix(".venv/bin/").split()[-1] in ci
+    assert test.removeprefix(".venv/bin/") in ci.splitlines()
+
+
+def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
+    assert listed == raised | {0, cli.INTERRUPTED}
+    assert all(re.search(rf"\b{code} ", cli.__doc__ or "") for code in listed)
+
+
+def test_the_error_tree_is_drawn_as_it_is() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    drawn = re.findall(r"(\w+Error)\b", errors.__doc__ or "")
+    assert sorted(drawn) == sorted(kind.__name__ for kind in kinds)
+
+
+@pytest.mark.parametrize("command", ["simulate", "check", "init"])
+def test_every_flag_in_the_readme_exists(command: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "fleet.cli", command, "--help"], capture_output=True, text=True, check=True
+    )
+    block = (
+        next(part for part in README.split("```text\n")[1:] if f"edgefleet {command}" in part)
+        if (command == "simulate")
+        else ""
+    )
+    for flag in re.findall(r"--[a-z]+", block.split("```")[0]):
+        assert flag in shown.stdout
