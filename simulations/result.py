@@ -77,6 +77,7 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result
     registry = world.coordinator.registry
     serving = registry.releases.open_to_all(len(world.settings.release.waves))
     artifacts = _artifacts(world)
+    trained = {release.number for release, _ in registry.releases.all() if release.base > 0}
     away = _joined([w for r in held_out.values() for w in (r.train, r.live)])
     live = _joined([device.recording.live for device in world.devices.values()])
     devices = list(world.devices.values())
@@ -96,7 +97,7 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result
         refused=len(registry.rounds.refusals()),
         releases=registry.releases.all()[-1][0].number,
         nodes=len(devices),
-        nodes_promoted=sum(_active(device) > 0 for device in devices),
+        nodes_promoted=sum(_active(device) in trained for device in devices),
         nodes_exposed=len(_exposed(world)),
         nodes_unsigned=sum(not _served(device) <= artifacts.keys() for device in devices),
         answers=sum(device.agent.shadow.next_seq() for device in devices),
