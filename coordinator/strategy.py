@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fleet import flwr_compat
@@ -51,17 +51,17 @@ class ServerStep:
 
         ``number`` counts steps from 1, as Flower counts rounds: FedAdam corrects its bias by it.
         """
-        strategy = self._recalled(number, master, memory)
+        strategy = self._recalled(master, memory)
         arrays, _ = strategy.aggregate_train(number, [_reply(master + mean)])
         if arrays is None:
             raise SettingsError(f"{self._cls.__name__} gave no arrays")
         return arrays.to_numpy_ndarrays()[0].astype(np.float32), self._memory(strategy, master.size)
 
-    def _recalled(self, number: int, master: Flat, memory: npt.NDArray[np.float32]) -> FedAvg:
+    def _recalled(self, master: Flat, memory: npt.NDArray[np.float32]) -> FedAvg:
         make: Any = self._cls
-        strategy = make(**self._arguments, fraction_train=0.0)
-        # Each strategy takes the master in its own way; with a fraction of 0 it asks nobody, so it needs no grid.
-        strategy.configure_train(number, _record(master), ConfigRecord(), None)
+        strategy = make(**self._arguments)
+        by_name = hasattr(strategy, "m_t")  # FedOpt's children keep arrays by name, and not Flower's records
+        strategy.current_arrays = {_NAME: master} if by_name else _record(master)
         rows = iter(memory.reshape(-1, master.size))
         for name in (*_LISTS, *_DICTS):
             if hasattr(strategy, name) and (row := next(rows, None)) is not None:

@@ -160,13 +160,14 @@ def load(path: Path | None, environment: Mapping[str, str] = os.environ) -> Sett
         SettingsError: The file cannot be read, or something in it or in the environment is wrong.
     """
     data = _read(path) if path else {}
-    for name, value in environment.items():
+    for name in sorted(name for name in environment if name.startswith(ENVIRONMENT_PREFIX)):
         section, separator, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
-        if name.startswith(ENVIRONMENT_PREFIX) and separator:
-            keys = data.setdefault(section, {})
-            if not isinstance(keys, dict):
-                raise SettingsError(f"{section}: must be a section with keys")
-            keys[key] = value
+        if not separator:
+            raise SettingsError(f"{name}: unknown variable; settings are {ENVIRONMENT_PREFIX}SECTION__KEY")
+        keys = data.setdefault(section, {})
+        if not isinstance(keys, dict):
+            raise SettingsError(f"{section}: must be a section with keys")
+        keys[key] = environment[name]
     return Settings.from_json(data)
 
 

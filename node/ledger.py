@@ -23,7 +23,10 @@ class Ledger:
     """What each partition of this node's data has cost. The recorded epsilon is never below the true one.
 
     Partitions are disjoint sets of examples, so that the node's epsilon is the largest of theirs
-    (parallel composition; Dwork and Roth 2014, section 3.5).
+    (parallel composition; Dwork and Roth 2014, section 3.5). Neighbours differ in one example that is blanked out
+    and keeps its place (zero-out), for places decide partitions. The chain shows what was edited or taken out of
+    its middle; that its newest charges are gone, as in a restored backup, is for the coordinator to see, who keeps
+    the highest number that a node ever sent and refuses what comes below it.
     """
 
     def __init__(self, store: sqlite3.Connection, budget: Budget) -> None:

@@ -158,8 +158,10 @@ class Fleet:
         assert self.settle(round_) is RoundState.CLOSED
         return self.bases[-1]
 
-    def report(self, name: str, won: int, lost: int, ledger_seq: int = 10**6) -> None:
+    def report(self, name: str, won: int, lost: int, *, ledger_seq: int | None = None) -> None:
         """A node answers what the running rollout asks."""
+        if ledger_seq is None:
+            ledger_seq = LEDGER_STEP * len(self.coordinator.registry.rounds.all())
         asked = self.coordinator.report_instruction()
         assert asked is not None
         report = Report(

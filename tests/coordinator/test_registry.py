@@ -48,7 +48,7 @@ def test_I2_an_update_is_on_record_and_its_delta_on_disk_when_it_is_acknowledged
     fleet.answer(round_, "node-0")
     [(node, payload)] = read(fleet, 'select node, payload from "update"')
     assert node == "node-0"
-    assert (fleet.folder / "vault" / str(payload)).stat().st_size == 4 * 15
+    assert (fleet.folder / "spool" / str(payload)).stat().st_size == 4 * 15
 
 
 def test_I2_a_report_is_on_record_when_it_is_acknowledged(tmp_path: Path, fleet: Fleet) -> None:

@@ -71,10 +71,11 @@ def test_a_write_that_was_interrupted_leaves_nothing_and_can_be_done_again(
     np.testing.assert_array_equal(vault.get(vault.put(ARRAY)), ARRAY)
 
 
-def test_what_was_dropped_is_gone_and_dropping_it_again_does_nothing(tmp_path: Path) -> None:
+def test_a_cleared_vault_is_empty_and_takes_the_same_again(tmp_path: Path) -> None:
     vault = Vault(tmp_path)
     name = vault.put(ARRAY)
     for _ in range(2):
-        vault.drop(name)
+        vault.clear()
     with pytest.raises(TamperedError):
         vault.get(name)
+    np.testing.assert_array_equal(vault.get(vault.put(ARRAY)), ARRAY)

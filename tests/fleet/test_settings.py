@@ -119,6 +119,7 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(tmp_path: Path, te
     [
         pytest.param("", {"EDGEFLEET_PRIVACY__EPSILOM": "1"}, id="an unknown key"),
         pytest.param("", {"EDGEFLEET_PRIVACY__EPSILON": ""}, id="empty"),
+        pytest.param("", {"EDGEFLEET_PRIVACY_EPSILON": "1"}, id="one underscore"),
         pytest.param("", {"EDGEFLEET_ROUND__MIN_UPDATES": "2.5"}, id="no whole number"),
         pytest.param("privacy = 3", {"EDGEFLEET_PRIVACY__EPSILON": "1"}, id="a key of what is no section"),
     ],

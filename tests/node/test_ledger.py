@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fleet.errors import BudgetError, TamperedError
 from fleet.privacy.gaussian import Budget, charge_of
+from fleet.signing import canonical, sha256
 from node.ledger import GENESIS, Head, Ledger
 from node.store import open_store
 
@@ -172,6 +173,14 @@ def test_a_ledger_that_was_altered_is_not_opened(store: sqlite3.Connection, tamp
         charge(ledger)
     store.executescript(f"drop trigger charge_kept; drop trigger charge_stays; {tamper}")
     with pytest.raises(TamperedError, match="ledger: charge"):
+        Ledger(store, BUDGET)
+
+
+def test_a_charge_that_skips_a_number_is_not_followed_even_if_its_hash_is_right(store: sqlite3.Connection) -> None:
+    charge(ledger := Ledger(store, BUDGET))
+    row = (3, "train/0", "session", 1, ledger.head().hash)
+    store.execute("insert into charge values (?, ?, ?, ?, ?, ?)", (*row, sha256(canonical(list(row)))))
+    with pytest.raises(TamperedError, match="charge 3 does not follow charge 1"):
         Ledger(store, BUDGET)
 
 
