@@ -22,7 +22,7 @@ Signed = TypeVar("Signed", Update, Report)
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An enrolled node: its key, whether it was revoked, and the highest ledger number it ever sent."""
+    """An enrolled node: its key, whether it was revoked, and the highest ledger number of its updates."""
 
     name: str
     key: Ed25519PublicKey
@@ -85,10 +85,9 @@ def admit_report(
     Raises:
         RefusedError: With the code of the first check that failed.
     """
-    report, member = _opened(Report, sealed, members)
+    report, _ = _opened(Report, sealed, members)
     asked = (instruction.task, instruction.release, instruction.watch, instruction.quota)
     _require((report.task, report.release, report.watch, report.quota) == asked, "question", "answers another question")
-    _require(report.ledger_seq >= member.ledger_seq, "ledger", "the node's ledger went back")
     slack = math.ceil(NOISE_TAIL * noise_std)
     possible = all(-slack <= count <= report.quota + slack for count in (report.won, report.lost))
     _require(possible, "counts", f"{report.won} won and {report.lost} lost of {report.quota} windows")

@@ -6,7 +6,6 @@ from typing import Any
 from sqlalchemy import Engine, Row, insert, select, update
 
 from coordinator.rollout import RUNNING, Phase, RolloutState
-from coordinator.roster import raise_ledger
 from coordinator.tables import nodes, releases, reports
 from fleet.errors import TamperedError
 from fleet.messages import Report, Watch
@@ -87,7 +86,6 @@ class Releases:
             if connection.execute(select(reports.c.node).where(*same)).one_or_none() is not None:
                 return False
             connection.execute(insert(reports).values(**row, won=report.won, lost=report.lost))
-            raise_ledger(connection, report.node, report.ledger_seq)
         return True
 
     def counts(self, release: int, watch: Watch) -> dict[str, tuple[int, int]]:

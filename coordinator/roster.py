@@ -9,7 +9,7 @@ from fleet.errors import TamperedError
 
 
 class Roster:
-    """Enrolled nodes, their keys, and the highest ledger number that each ever sent."""
+    """Enrolled nodes, their keys, and the highest ledger number that each sent with an update."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

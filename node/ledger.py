@@ -26,7 +26,7 @@ class Ledger:
     (parallel composition; Dwork and Roth 2014, section 3.5). Neighbours differ in one example that is blanked out
     and keeps its place (zero-out), for places decide partitions. The chain shows what was edited or taken out of
     its middle; that its newest charges are gone, as in a restored backup, is for the coordinator to see, who keeps
-    the highest number that a node ever sent and refuses what comes below it.
+    the highest number that came with an update and refuses what comes below it.
     """
 
     def __init__(self, store: sqlite3.Connection, budget: Budget) -> None:

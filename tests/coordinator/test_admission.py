@@ -305,7 +305,6 @@ def report(**changes: Any) -> Report:
         pytest.param(report(release=1).sealed(MALLORY), "question", id="other release"),
         pytest.param(report(watch=Watch.PROBATION).sealed(MALLORY), "question", id="other stage"),
         pytest.param(report(quota=1000).sealed(MALLORY), "question", id="more windows than asked for"),
-        pytest.param(report(ledger_seq=29).sealed(MALLORY), "ledger", id="ledger going back"),
         pytest.param(report(won=-17).sealed(MALLORY), "counts", id="fewer won than noise explains"),
         pytest.param(report(won=27).sealed(MALLORY), "counts", id="more won than noise explains"),
         pytest.param(report(lost=-17).sealed(MALLORY), "counts", id="fewer lost than noise explains"),

@@ -258,7 +258,6 @@ def test_I8_the_report_of_a_node_revoked_since_is_not_in_the_evidence(sixteen: F
     assert sixteen.coordinator.registry.releases.counts(1, Watch.SHADOW) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="admit_report compares a stored report with the ledger of later updates")
 def test_a_report_that_was_lost_is_admitted_when_it_is_asked_again_after_a_later_update(sixteen: Fleet) -> None:
     """The node sends the same stored bytes for ever; meanwhile an update with a higher ledger number arrived."""
     round_ = sixteen.opened()

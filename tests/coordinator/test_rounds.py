@@ -137,7 +137,7 @@ def test_I5_a_round_that_ended_does_not_end_again(fleet: Fleet) -> None:
     fleet.answer(round_)
     fleet.settle(round_)
     with pytest.raises(TamperedError, match="not open"):
-        fleet.settle(round_)
+        fleet.coordinator.registry.rounds.close(round_, replace(fleet.bases[-1], number=2), [])
     with pytest.raises(TamperedError, match="not open"):
         fleet.coordinator.registry.rounds.fail(round_.number)
     assert len(fleet.bases) == 2
