@@ -230,12 +230,12 @@ class Coordinator:
         """Let the running rollout take every step that its evidence calls for."""
         while running := self.registry.releases.running():
             release, state = running
+            asked = self._asked(state)
             counts = self.registry.releases.counts(state.release, state.watch)
+            given = [counts[name] for name in asked if name in counts]
             quota = release.shadow_windows if state.phase is Phase.SHADOW else release.probation_windows
-            evidence = Pooled.of(list(counts.values()), quota=quota, noise_std=self._noise_std)
-            judged = judge(
-                state, evidence, asked=len(self._asked(state)), settings=self._settings.release, now=self._clock()
-            )
+            evidence = Pooled.of(given, quota=quota, noise_std=self._noise_std)
+            judged = judge(state, evidence, asked=len(asked), settings=self._settings.release, now=self._clock())
             if judged == state:
                 return
             self._move(judged, evidence)

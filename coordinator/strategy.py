@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 
 from fleet import flwr_compat
 from fleet.errors import SettingsError
 from fleet.settings import RoundSettings
 from fleet.weights import Flat
+
+FAMILY = (FedAvg, FedAvgM, FedAdam, FedYogi, FedAdagrad)
 
 # Where Flower's strategies of the FedAvg family keep what they carry from round to round, and in which shape:
 # FedAvgM has a list of arrays, FedOpt's children have arrays by name.
@@ -92,6 +94,8 @@ def _strategy_class(reference: str) -> type[FedAvg]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"round.server_step: {reference} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, FedAvg)):
-        raise SettingsError(f"round.server_step: {reference} is not of Flower's FedAvg family")
-    return found
+    if found not in FAMILY:
+        known = ", ".join(kind.__name__ for kind in FAMILY)
+        raise SettingsError(f"round.server_step: {reference} makes no step of a mean; use one of {known}")
+    strategy: type[FedAvg] = found
+    return strategy

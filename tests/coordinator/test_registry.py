@@ -1,17 +1,19 @@
 """The registry: acknowledged means durable; names, keys and numbers are given once."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 
+from coordinator.admission import Admitted
 from coordinator.registry import Registry
 from coordinator.rollout import Phase, RolloutState
 from fleet.errors import TamperedError
 from fleet.messages import Report, Watch
 from fleet.release import Release
-from tests.coordinator.conftest import NOW, Fleet, key_of
+from tests.coordinator.conftest import NOW, Fleet, key_of, warm_start
 
 FULL = 2
 
@@ -91,19 +93,27 @@ def test_I8_a_revoked_node_does_not_come_back_by_enrolling_again(fleet: Fleet) -
     assert fleet.coordinator.registry.roster.members()["node-0"].revoked
 
 
-def test_the_highest_ledger_number_of_a_node_never_falls(fleet: Fleet) -> None:
-    def highest() -> int:
-        return fleet.coordinator.registry.roster.members()["node-0"].ledger_seq
+def ledger_of(fleet: Fleet) -> int:
+    return fleet.coordinator.registry.roster.members()["node-0"].ledger_seq
 
+
+def test_the_highest_ledger_number_of_a_node_never_falls(fleet: Fleet) -> None:
     fleet.play_round()
     fleet.play_round()
-    assert highest() == 20
-    older = Report("node-0", "tiny", 0, Watch.SHADOW, 10, 0, 0, ledger_seq=5, ledger_head="0" * 64)
-    fleet.coordinator.registry.releases.accept(older)
-    assert highest() == 20
+    assert ledger_of(fleet) == 20
+    older = replace(fleet.fields("node-0", fleet.opened()), ledger_seq=5)  # admission would have refused it
+    assert fleet.coordinator.registry.rounds.accept(Admitted(older, warm_start(), norm=1.0), "payload")
+    assert ledger_of(fleet) == 20
     fleet.close()
     fleet.open()
-    assert highest() == 20
+    assert ledger_of(fleet) == 20
+
+
+def test_a_report_does_not_raise_the_ledger_number_that_updates_must_reach(fleet: Fleet) -> None:
+    fleet.play_round()
+    report = Report("node-0", "tiny", 0, Watch.SHADOW, 10, 0, 0, ledger_seq=99, ledger_head="0" * 64)
+    fleet.coordinator.registry.releases.accept(report)
+    assert ledger_of(fleet) == 10
 
 
 def release(number: int) -> Release:
