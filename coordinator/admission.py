@@ -90,6 +90,7 @@ def admit_report(
     _require((report.task, report.release, report.watch, report.quota) == asked, "question", "answers another question")
     slack = math.ceil(NOISE_TAIL * noise_std)
     possible = all(-slack <= count <= report.quota + slack for count in (report.won, report.lost))
+    possible = possible and abs(report.won - report.lost) <= report.quota + slack
     _require(possible, "counts", f"{report.won} won and {report.lost} lost of {report.quota} windows")
     return report
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from coordinator.round import Round, RoundState, verdict
 from coordinator.rounds import BaseRow, Refusal
 from coordinator.strategy import ServerStep
 from coordinator.vault import Vault
-from fleet.errors import RefusedError
+from fleet.errors import RefusedError, TaskError
 from fleet.events import Record, ignore
 from fleet.evidence import Pooled
 from fleet.messages import ReportInstruction, UpdateInstruction
@@ -140,8 +141,12 @@ class Coordinator:
             round_, admitted=admitted, asked=asked, min_updates=self._settings.round.min_updates, now=self._clock()
         )
         if state is RoundState.CLOSED:
-            self._close(round_)
-        elif state is RoundState.FAILED:
+            try:
+                self._close(round_)
+            except ValueError as error:  # a master that cannot be quantized: the round fails, and the next may not
+                state = RoundState.FAILED
+                self._record("unusable", round=round_.number, reason=str(error))
+        if state is RoundState.FAILED:
             self.registry.rounds.fail(round_.number)
             self._record("round-failed", round=round_.number, updates=admitted, asked=asked)
         return state
@@ -191,8 +196,12 @@ class Coordinator:
 
     def offer_release(self) -> None:
         """Make the newest base a release, if one is due."""
-        if self.release_is_due():
+        if not self.release_is_due():
+            return
+        try:
             self._announce(self.registry.rounds.bases()[-1], Phase.SHADOW)
+        except TaskError as error:  # the gate: this base stays a base
+            self._record("not-offered", base=self.registry.rounds.bases()[-1].number, reason=str(error))
 
     def report_instruction(self) -> ReportInstruction | None:
         """What nodes should be asked about the running rollout; None if there is none."""
@@ -289,7 +298,8 @@ class Coordinator:
         self._publisher.rollout(self._rollout(state))
 
     def _rollout(self, state: RolloutState) -> Rollout:
-        return rollout_of(state, list(self.registry.roster.active()), self._settings.release.waves)
+        rollout = rollout_of(state, list(self.registry.roster.active()), self._settings.release.waves)
+        return replace(rollout, serving=self.registry.releases.serving().number)
 
 
 def _longest_honest(task: Task, settings: Settings, size: int, noise_multiplier: float) -> float:

@@ -45,14 +45,15 @@ def judge(
 
     The shadow evidence is looked at once, when all have reported or patience is over: lacking or against, the old
     model stays. A wave is followed by the next when a quorum of the exposed nodes has reported, or some have and
-    patience is over, unless their evidence says that the release is worse. A wave that stays silent is held.
+    patience is over, unless their evidence says that the release is worse. Where all stay silent there is no evidence
+    that exposing more is safe: the rollout halts.
     """
     if state.phase not in RUNNING or not _is_ripe(state, evidence.reports, asked, settings, now):
         return state
     if state.phase is Phase.SHADOW:
         better = evidence.not_worse(margin=settings.margin, alpha=settings.alpha)
         return replace(state, phase=Phase.WAVE if better else Phase.KEPT_OLD, wave=int(better), since=now)
-    if evidence.worse(margin=settings.margin, alpha=settings.alpha):
+    if evidence.reports == 0 or evidence.worse(margin=settings.margin, alpha=settings.alpha):
         return replace(state, phase=Phase.HALTED, since=now)
     if state.wave < len(settings.waves):
         return replace(state, wave=state.wave + 1, since=now)
@@ -63,4 +64,4 @@ def _is_ripe(state: RolloutState, reports: int, asked: int, settings: ReleaseSet
     over = now - state.since >= settings.patience
     if state.phase is Phase.SHADOW:
         return over or reports >= asked
-    return reports >= settings.wave_quorum * asked or (over and reports > 0)
+    return over or reports >= settings.wave_quorum * asked

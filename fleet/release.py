@@ -75,12 +75,16 @@ class Release(_Manifest):
 
 @dataclass(frozen=True, slots=True)
 class Rollout(_Manifest):
-    """Who may serve the newest release now: nodes whose hash is at most ``threshold`` (hex; empty for nobody)."""
+    """Who may serve the newest release now: nodes whose hash is at most ``threshold`` (hex; empty for nobody).
+
+    ``serving`` is the newest release that everybody may serve: what a new node begins with.
+    """
 
     release: int
     salt: str
     threshold: str
     halted: bool = False
+    serving: int = 0
 
     def includes(self, node: str) -> bool:
         """Whether ``node`` is in a wave that has opened."""

@@ -76,7 +76,7 @@ class RoundSettings:
             raise SettingsError(f"round.aggregation: {self.aggregation!r} is not known, use screened-mean or mean")
         if not re.fullmatch(r"[\w.]+:\w+", self.server_step):
             raise SettingsError(f"round.server_step: {self.server_step!r} must look like module:Class")
-        if not self.server_learning_rate > 0 or not 0 <= self.server_momentum < 1:
+        if not 0 < self.server_learning_rate < math.inf or not 0 <= self.server_momentum < 1:
             raise SettingsError("round: server_learning_rate must be positive, server_momentum in [0, 1)")
 
 
@@ -219,6 +219,8 @@ def _duration(text: Any) -> timedelta:
 
 
 def _written(value: Any) -> Any:
+    if value == math.inf:
+        return "inf"  # JSON has no infinity
     if isinstance(value, timedelta):
         return f"{value.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
     return list(value) if isinstance(value, tuple) else value

@@ -32,7 +32,7 @@ def admit(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...
     order = json.dumps({"artifact": str(artifact), "shape": shape})
     try:
         child = subprocess.run(  # noqa: S603 - our own module, by this interpreter
-            [sys.executable, "-m", "node.admission", order],
+            [sys.executable, "-P", "-m", "node.admission", order],
             input=golden,
             capture_output=True,
             timeout=TIMEOUT_S,

@@ -2,14 +2,14 @@
 
 import sqlite3
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fleet.errors import BudgetError, FleetError, TrustError
+from fleet.errors import BudgetError, DowngradeError, FleetError, TrustError
 from fleet.events import Record, ignore
 from fleet.messages import ReportInstruction, UpdateInstruction
 from fleet.privacy.gaussian import Budget
@@ -20,7 +20,7 @@ from fleet.task import Task
 from node.admission import Admit, admit
 from node.buffer import Buffer
 from node.catalog import Catalog
-from node.floors import SqliteFloors
+from node.floors import CLOCK, SqliteFloors
 from node.identity import Identity
 from node.installer import FolderFetcher, Installer
 from node.learner import Learner
@@ -35,6 +35,7 @@ from node.slots import Slots
 from node.store import open_store
 
 POLL_INTERVAL = timedelta(hours=1)
+ROUND = "round"
 
 
 class Agent:
@@ -80,8 +81,8 @@ class Agent:
 
     def _open_serving(self, folder: Path, fetcher: FolderFetcher, admit: Admit) -> None:
         identity = self._identity
-        floors = SqliteFloors(self._store)
-        installer = Installer(folder / "trust", identity.root, fetcher, floors, clock=self._clock)
+        self._floors = SqliteFloors(self._store)
+        installer = Installer(folder / "trust", identity.root, fetcher, self._floors, clock=self._clock)
         self._catalog = Catalog(installer)
         self._rollout: Rollout | None = None
         self._next_poll = datetime.min.replace(tzinfo=self._clock().tzinfo)
@@ -119,9 +120,9 @@ class Agent:
         """
         self._catalog.refresh()
         rollout = self._catalog.rollout()
-        if rollout is None or not rollout.includes(self.name):
+        if rollout is None:
             raise TrustError(f"{self.name}: the coordinator offers no release to begin with")
-        self.serving.provision(self._catalog, rollout.release)
+        self.serving.provision(self._catalog, rollout.serving)
 
     def answer(self, x: npt.NDArray[np.float32]) -> tuple[int | None, Answer]:
         """Classify a reading with the active release; the request's number, for the label that comes later.
@@ -166,8 +167,9 @@ class Agent:
         Raises:
             TrustError: The coordinator did not sign this, or it expired; nothing happens.
         """
-        wish = UpdateInstruction.verified(sealed, self._identity.coordinator, now=self._clock())
+        wish = UpdateInstruction.verified(sealed, self._identity.coordinator, now=self._now())
         self._check_task(wish.task)
+        self._check_round(wish.round)
         parcel = self._outbox.answer(wish, max_staleness=self._identity.settings.round.max_staleness)
         self._wish = None if parcel else wish
         return parcel
@@ -178,7 +180,7 @@ class Agent:
         Raises:
             TrustError: The coordinator did not sign this, or it expired; nothing happens.
         """
-        wish = ReportInstruction.verified(sealed, self._identity.coordinator, now=self._clock())
+        wish = ReportInstruction.verified(sealed, self._identity.coordinator, now=self._now())
         self._check_task(wish.task)
         try:
             return self._reporter.answer(wish)
@@ -193,6 +195,17 @@ class Agent:
     def close(self) -> None:
         """Let go of the store."""
         self._store.close()
+
+    def _now(self) -> datetime:
+        """Never before what was seen signed: a clock that went back would make old instructions fresh."""
+        return max(self._clock(), datetime.fromtimestamp(self._floors.read().get(CLOCK, 0), UTC))
+
+    def _check_round(self, round_: int) -> None:
+        """A replayed instruction must not take the session that was learned for a later round."""
+        seen = self._floors.read().get(ROUND, 0)
+        if round_ < seen and not self._outbox.answered(round_):
+            raise DowngradeError(f"have seen round {seen}, got an instruction for round {round_}")
+        self._floors.raise_to({ROUND: round_})
 
     def _check_task(self, task: str) -> None:
         if task != self._task.name:

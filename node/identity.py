@@ -42,7 +42,7 @@ class Identity:
             "key": self.key.private_bytes_raw(),
             "coordinator": self.coordinator.public_bytes_raw(),
             "root": self.root,
-            "settings": canonical(_finite(self.settings.to_json())),
+            "settings": canonical(self.settings.to_json()),
         }
         with transaction(store):
             if store.execute("select 1 from identity").fetchone():
@@ -69,11 +69,3 @@ class Identity:
             )
         except (KeyError, ValueError, SettingsError) as error:
             raise TamperedError(f"identity: {error} is missing or wrong") from error
-
-
-def _finite(sections: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """JSON has no infinity: an infinite number travels as text."""
-    return {
-        name: {key: "inf" if value == float("inf") else value for key, value in section.items()}
-        for name, section in sections.items()
-    }

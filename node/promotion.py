@@ -38,10 +38,10 @@ class Signs:
     Attributes:
         in_wave: The signed rollout names this release and this node.
         withdrawn: The rollout was halted, or a newer release is offered.
-        skips_shadow: It takes another release back; its weights were served before.
+        skips_shadow: It takes another release back, and its weights were served here before.
         harm: Evidence that it answers worse than the model beside it.
         windows: Labelled windows compared in this stage.
-        quota: Windows that a probation lasts.
+        quota: Windows that a report of this stage takes.
     """
 
     in_wave: bool
@@ -59,7 +59,9 @@ def next_stage(stage: Stage, signs: Signs) -> tuple[Stage, str] | None:
     if stage is Stage.SHADOW:
         if signs.withdrawn:
             return Stage.REJECTED, "withdrawn by the coordinator"
-        if signs.harm >= VETO_EVIDENCE:
+        # Nobody hears a candidate in shadow, so a veto costs nothing by waiting until the report can be given:
+        # nodes that it harms must not fall silent in the fleet's evidence.
+        if signs.harm >= VETO_EVIDENCE and (signs.in_wave or signs.windows >= signs.quota):
             return Stage.REJECTED, f"veto: evidence of harm {signs.harm:.0f}"
         if signs.in_wave:
             return Stage.PROBATION, "its wave opened"

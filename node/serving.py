@@ -109,12 +109,16 @@ class Serving:
         signs = Signs(
             in_wave=current is not None and current.includes(self._node),
             withdrawn=current is not None and current.halted,
-            skips_shadow=release.withdraws > 0,
+            skips_shadow=release.withdraws > 0 and release.artifact in self._served_before(number),
             harm=harm_evidence(pair.harm for pair in pairs),
             windows=len(pairs),
-            quota=release.probation_windows,
+            quota=release.shadow_windows if watch is Watch.SHADOW else release.probation_windows,
         )
         return next_stage(stage, signs)
+
+    def _served_before(self, number: int) -> set[str]:
+        """Artifacts that this node committed before ``number`` and still holds."""
+        return {self._slots.release(other).artifact for other in self._stages.kept() - {number}}
 
     def _move(self, number: int, stage: Stage, reason: str) -> None:
         self._stages.append(number, stage, reason)
@@ -133,11 +137,20 @@ class Serving:
         active, previous = self._stages.serving()
         if active is None:
             return
+        if previous is not None and self._takes_back(active, previous):
+            previous = None
         self._slots.point(Pointer(active, previous))
         candidate = self._stages.candidate()
         rival = {Stage.SHADOW: candidate[0], Stage.PROBATION: previous}.get(candidate[1]) if candidate else None
         self.active, self.rival = self._opened(active, previous), self._opened(rival)
         self._slots.clear(keep=self._stages.kept())
+
+    def _takes_back(self, number: int, other: int) -> bool:
+        """Whether ``number`` is the withdrawal of ``other``, which then is no way back."""
+        try:
+            return self._slots.release(number).withdraws == other
+        except TamperedError:
+            return False
 
     def _opened(self, *numbers: int | None) -> Predictor | None:
         """The first of these releases whose bytes were not damaged on the disk."""

@@ -40,6 +40,7 @@ def open_store(path: Path) -> sqlite3.Connection:
         TamperedError: The file is no database of ours.
     """
     make_folder(path.parent)
+    path.touch(mode=0o600)  # before SQLite makes its side files after this one's permissions
     connection = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
     try:
         connection.execute("pragma journal_mode=wal")
@@ -49,7 +50,6 @@ def open_store(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         connection.close()
         raise TamperedError(f"{path} cannot be read as a node's store: {error}") from error
-    path.chmod(0o600)
     return connection
 
 

@@ -18,18 +18,18 @@ def check(
     try:
         from coordinator.requantizer import register
         from fleet.check import check as findings_of
-        from simulations.scenario import Wish, scenario
+        from simulations.scenario import Wish, configured
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
     config = str(CONFIG.absolute()) if CONFIG.exists() and not model else None
-    plan = scenario(Wish(config, model or "features", fold))
-    findings = findings_of(plan.task, plan.settings, lambda task, weights: register(task, weights).warnings)
+    task_, settings = configured(Wish(config, model or "features", fold))
+    findings = findings_of(task_, settings, lambda task, weights: register(task, weights).warnings)
     if format_ is Format.JSON:
         typer.echo(json.dumps([{"level": f.level, "subject": f.subject, "message": f.message} for f in findings]))
     else:
         for finding in findings:
             typer.echo(f"{finding.level}: {finding.subject}: {finding.message}")
     if any(finding.level == "error" for finding in findings):
-        raise TaskError(f"{plan.task.name} would not work as it is")
+        raise TaskError(f"{task_.name} would not work as it is")
     if format_ is Format.TEXT:
-        typer.echo(f"{plan.task.name}: fit to run" if not findings else f"{plan.task.name}: runs, with warnings")
+        typer.echo(f"{task_.name}: fit to run" if not findings else f"{task_.name}: runs, with warnings")

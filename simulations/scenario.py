@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet import durable, task
-from fleet.check import check_data
+from fleet.check import check
 from fleet.errors import SettingsError, TaskError, UsageError
 from fleet.settings import Settings, load
 from fleet.signing import canonical
@@ -27,22 +27,24 @@ class Wish:
     rounds: int | None = None
     epsilon: float | None = None
 
-    def save(self, folder: Path) -> None:
-        """Write the wish down, so that ``--resume`` needs no flags."""
+    def save(self, folder: Path, settings: Settings) -> None:
+        """Write down what was asked and what it came to, so that ``--resume`` needs no flags and heeds no edits."""
         fields = asdict(self) | {"epsilon": None if self.epsilon is None else str(self.epsilon)}
-        durable.write(folder / "run.json", canonical(fields))
+        durable.write(folder / "run.json", canonical({"wish": fields, "settings": settings.to_json()}))
 
     @classmethod
-    def saved(cls, folder: Path) -> "Wish":
-        """The wish of an earlier run.
+    def saved(cls, folder: Path) -> "tuple[Wish, Settings]":
+        """The wish of an earlier run, and the settings that it was given.
 
         Raises:
             UsageError: There is none in ``folder``, or it cannot be read.
         """
         try:
-            fields: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
+            saved: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
+            fields = saved["wish"]
             epsilon = fields.pop("epsilon")
-            return cls(**fields, epsilon=None if epsilon is None else float(epsilon))
+            wish = cls(**fields, epsilon=None if epsilon is None else float(epsilon))
+            return wish, Settings.from_json(saved["settings"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{folder} holds no run that can go on; leave out --resume to begin one") from error
 
@@ -57,19 +59,15 @@ class Scenario:
     held_out: dict[str, Recording]
 
 
-def scenario(wish: Wish) -> Scenario:
-    """Everything that a world needs to begin.
+def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
+    """Everything that a world needs to begin, or to go on with the settings that it began with.
 
     Raises:
         UsageError: The wish cannot be granted; says which part of it and why.
     """
     task_, settings, away = _configured(Path(wish.config), wish) if wish.config else _built_in(wish)
-    if wish.rounds is not None:
-        every = max(1, min(settings.release.every_rounds, wish.rounds // 2))
-        settings = settings.changed(round={"rounds": wish.rounds}, release={"every_rounds": every})
-    if wish.epsilon is not None:
-        settings = settings.changed(privacy={"epsilon": wish.epsilon})
-    for finding in check_data(task_, settings):
+    settings = pinned or _asked(settings, wish)
+    for finding in check(task_, settings, lambda task, weights: ()):  # the coordinator registers the graph itself
         if finding.level == "error":
             raise TaskError(f"{finding.subject}: {finding.message}")
     recordings = task_.devices()
@@ -78,6 +76,21 @@ def scenario(wish: Wish) -> Scenario:
     if settings.round.min_updates > len(fleet):
         settings = settings.changed(round={"min_updates": max(2, len(fleet) // 2)})
     return Scenario(task_, settings, fleet, {n: r for n, r in recordings.items() if r.person == away})
+
+
+def configured(wish: Wish) -> tuple[Task, Settings]:
+    """The task and the settings of a wish, before anything of them is checked."""
+    task_, settings, _ = _configured(Path(wish.config), wish) if wish.config else _built_in(wish)
+    return task_, _asked(settings, wish)
+
+
+def _asked(settings: Settings, wish: Wish) -> Settings:
+    if wish.rounds is not None:
+        every = max(1, min(settings.release.every_rounds, wish.rounds // 2))
+        settings = settings.changed(round={"rounds": wish.rounds}, release={"every_rounds": every})
+    if wish.epsilon is not None:
+        settings = settings.changed(privacy={"epsilon": wish.epsilon})
+    return settings
 
 
 def _built_in(wish: Wish) -> tuple[Task, Settings, str]:

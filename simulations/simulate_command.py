@@ -16,6 +16,7 @@ from fleet import durable
 from fleet.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
+    from fleet.settings import Settings
     from simulations.result import Result
     from simulations.scenario import Wish
 
@@ -48,17 +49,19 @@ def simulate(
     if resume:
         if (seed, rounds, nodes, epsilon, model, fold, out) != (0, None, None, None, None, 0, None):
             raise UsageError("--resume goes on as the run began: leave out the other flags")
-        folder, wish = resume, Wish.saved(resume)
+        folder = resume
+        wish, pinned = Wish.saved(resume)
     else:
         config = str(CONFIG.absolute()) if CONFIG.exists() else None
         if config and model:
             raise UsageError("--model chooses a built-in model, but fleet.toml here names a task; leave one out")
         wish = Wish(config, model or "features", fold, seed, nodes, rounds, epsilon)
+        pinned = None
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    _play(folder, wish, started, format_, fresh=resume is None)
+    _play(folder, wish, pinned, started, format_)
 
 
-def _play(folder: Path, wish: "Wish", started: float, format_: Format, *, fresh: bool) -> None:
+def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float, format_: Format) -> None:
     try:
         from simulations.result import result
         from simulations.scenario import scenario
@@ -66,9 +69,9 @@ def _play(folder: Path, wish: "Wish", started: float, format_: Format, *, fresh:
         from simulations.world import World
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
-    plan = scenario(wish)
-    with _owned(folder, fresh=fresh), View(plan.settings, quiet=format_ is Format.JSON) as view:
-        wish.save(folder)
+    plan = scenario(wish, pinned)
+    with _owned(folder, fresh=pinned is None), View(plan.settings, quiet=format_ is Format.JSON) as view:
+        wish.save(folder, plan.settings)
         try:
             world = World(folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started)
             world.play(view.show)
@@ -85,7 +88,7 @@ def _play(folder: Path, wish: "Wish", started: float, format_: Format, *, fresh:
 def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
     """Hold the run's folder: one process plays a run at a time."""
     try:
-        if fresh and folder.exists() and any(folder.iterdir()):
+        if fresh and folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise UsageError(f"{folder} is not empty; choose another --out, or go on with --resume {folder}")
         durable.make_folder(folder)
         lock = open(folder / LOCK, "w")  # noqa: SIM115 - held to the end, below

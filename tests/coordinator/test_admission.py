@@ -322,7 +322,7 @@ def test_a_bad_report_is_refused_with_its_code(sealed: Sealed, code: str) -> Non
     assert refused.value.code == code
 
 
-@pytest.mark.parametrize(("won", "lost"), [(3, 1), (-16, 26), (26, -16)])
+@pytest.mark.parametrize(("won", "lost"), [(3, 1), (-16, 10), (10, -16), (26, 0), (0, 26)])
 def test_a_report_within_its_windows_and_their_noise_is_admitted(won: int, lost: int) -> None:
     admitted = admit_report(
         report(won=won, lost=lost).sealed(MALLORY), members=MEMBERS, instruction=INSTRUCTION, noise_std=2.0

@@ -56,7 +56,7 @@ SAME, BETTER, WORSE = (0, 0), (3, 0), (0, 6)
         pytest.param((Phase.WAVE, 1), 11, WORSE, SOON, (Phase.WAVE, 1), id="wave: worse, but below its quorum"),
         pytest.param((Phase.WAVE, 1), 4, SAME, LATE, (Phase.WAVE, 2), id="wave: patience over, some reported"),
         pytest.param((Phase.WAVE, 1), 4, WORSE, LATE, (Phase.HALTED, 1), id="wave: patience over, some say worse"),
-        pytest.param((Phase.WAVE, 1), 0, SAME, LATE, (Phase.WAVE, 1), id="wave: silence is held"),
+        pytest.param((Phase.WAVE, 1), 0, SAME, LATE, (Phase.HALTED, 1), id="wave: patience over, silence halts"),
         pytest.param((Phase.DONE, 3), 16, WORSE, LATE, (Phase.DONE, 3), id="done stays done"),
         pytest.param((Phase.KEPT_OLD, 0), 16, BETTER, LATE, (Phase.KEPT_OLD, 0), id="kept-old stays"),
         pytest.param((Phase.HALTED, 1), 16, BETTER, LATE, (Phase.HALTED, 1), id="halted stays halted"),
@@ -162,7 +162,7 @@ def test_a_release_that_looks_worse_in_shadow_is_never_served(sixteen: Fleet) ->
     report(sixteen, won=0, lost=6)
     release, where = newest(sixteen)
     assert (release.number, where.phase) == (1, Phase.KEPT_OLD)
-    assert policy(sixteen) == {"halted": True, "release": 1, "salt": where.salt, "threshold": ""}
+    assert policy(sixteen) == {"halted": True, "release": 1, "salt": where.salt, "serving": 0, "threshold": ""}
     assert sixteen.coordinator.registry.releases.serving().number == 0
 
 

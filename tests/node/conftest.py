@@ -73,10 +73,10 @@ class Toy:
         return layout_of(self.task.model()).flatten(values)
 
     def made(
-        self, number: int, *, right: bool = True, withdraws: int = 0, quota: int = 2
+        self, number: int, *, right: bool = True, withdraws: int = 0, like: int = 0, quota: int = 2
     ) -> tuple[Release, bytes, bytes]:
-        """A release, its artifact and its golden inputs, as the coordinator makes them."""
-        payload = self.template.quantize(self.weights(right=right, scale=1 + number / 8))
+        """A release, its artifact and its golden inputs, as the coordinator makes them; ``like`` has its weights."""
+        payload = self.template.quantize(self.weights(right=right, scale=1 + (like or number) / 8))
         artifact = self.template.artifact(payload)
         golden = golden_inputs(artifact, self.signature)
         release = Release(

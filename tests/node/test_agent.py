@@ -18,7 +18,7 @@ from tuf.api.exceptions import DownloadError
 
 from coordinator.publisher import EVERYBODY, Publisher
 from fleet import durable
-from fleet.errors import ExpiredError, InputError, LinkError, SignatureError, TamperedError, TrustError
+from fleet.errors import DowngradeError, ExpiredError, InputError, LinkError, SignatureError, TamperedError, TrustError
 from fleet.messages import Instruction, Report, ReportInstruction, Update, UpdateInstruction, Watch, decode
 from fleet.release import Rollout
 from fleet.settings import Settings
@@ -77,7 +77,7 @@ class World:
         master = self.toy.weights(right=right, scale=1 + number / 8)
         self.publisher.base(number, number, master)
         self.publisher.release(self.publisher.manifest(number, number, master, SETTINGS.release), master)
-        self.publisher.rollout(Rollout(number, "salt", threshold))
+        self.publisher.rollout(Rollout(number, "salt", threshold, serving=1))
 
     def identity(self) -> Identity:
         return Identity("n1", self.key, COORDINATOR.public_key(), self.repository.root_bytes(), SETTINGS)
@@ -399,7 +399,7 @@ def test_provisioning_that_was_interrupted_goes_on_as_the_same_node(bare: World)
 
 STEPS: list[tuple[Any, str, int]] = [  # and how often it happens in a while
     (durable, "write", 5),
-    (SqliteFloors, "raise_to", 4),
+    (SqliteFloors, "raise_to", 6),
     (StageLog, "append", 5),
     (Slots, "store", 1),
     (Slots, "point", 4),
@@ -484,3 +484,28 @@ def test_a_node_killed_in_the_middle_of_anything_goes_on_and_loses_only_budget(
     (sessions,) = world.agent._store.execute("select count(*) from session").fetchone()
     assert sessions <= world.agent.ledger.head().seq <= 2
     assert world.agent.ledger.epsilon() <= 8.0
+
+
+def test_a_replayed_instruction_does_not_take_a_later_rounds_session(world: World) -> None:
+    world.agent.update(world.ask(2).sealed(COORDINATOR))
+    world.agent.step()
+    with pytest.raises(DowngradeError, match="have seen round 2"):
+        world.agent.update(world.ask(1).sealed(COORDINATOR))
+    assert world.update(2) is not None
+
+
+def test_an_old_instruction_stays_expired_when_the_clock_goes_back(world: World) -> None:
+    old = world.ask(1).sealed(COORDINATOR)
+    world.now += timedelta(days=3)
+    world.repository.heartbeat()
+    world.agent.step()
+    world.now -= timedelta(days=3)
+    with pytest.raises(ExpiredError):
+        world.agent.update(old)
+
+
+def test_a_new_node_begins_with_what_everybody_may_serve_while_a_rollout_runs(bare: World) -> None:
+    bare.publish(2, "")
+    active = bare.provision().serving.active
+    assert active is not None
+    assert active.release == 1

@@ -80,7 +80,8 @@ def test_a_release_ends_committed_rejected_or_rolled_back() -> None:
         pytest.param(Stage.SHADOW, QUIET, None, id="shadow: until its wave"),
         pytest.param(Stage.SHADOW, replace(QUIET, windows=10**6), None, id="shadow: no node decides alone"),
         pytest.param(Stage.SHADOW, replace(QUIET, in_wave=True), Stage.PROBATION, id="shadow: its wave opened"),
-        pytest.param(Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE), Stage.REJECTED, id="shadow: veto"),
+        pytest.param(Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE, windows=2), Stage.REJECTED, id="shadow: veto"),
+        pytest.param(Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE), None, id="shadow: veto, but no report yet"),
         pytest.param(
             Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE, in_wave=True), Stage.REJECTED, id="shadow: veto in wave"
         ),

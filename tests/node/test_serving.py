@@ -219,9 +219,23 @@ def test_a_withdrawal_is_a_newer_number_that_skips_shadow_and_probation(node: No
     rollout = node.offer(2, EVERYBODY)
     if committed:
         node.live(2, rollout)
-    node.offer(3, EVERYBODY, withdraws=2)
+    node.offer(3, EVERYBODY, withdraws=2, like=1)
     assert (node.says(), node.stage(3)) == (3, Stage.COMMITTED)
     assert node.stage(2) is (Stage.COMMITTED if committed else Stage.ROLLED_BACK)
+
+
+def test_a_withdrawal_with_weights_that_were_never_served_here_stands_probation(node: Node) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    node.offer(3, EVERYBODY, withdraws=2, right=False)
+    assert node.stage(3) is Stage.PROBATION
+
+
+def test_a_withdrawn_release_is_no_way_back(node: Node) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    node.offer(3, EVERYBODY, withdraws=2, like=1)
+    pointer = node.slots.pointer()
+    assert pointer is not None
+    assert (pointer.active, pointer.previous) == (3, None)
 
 
 @pytest.mark.parametrize(
