@@ -83,7 +83,7 @@ class Serving:
         self._move(release.number, Stage.STAGED, "verified")
 
     def _supersede(self, number: int, stage: Stage, offered: Release) -> None:
-        withdrawn = offered.withdraws == number
+        withdrawn = 0 < offered.withdraws == number
         if stage is not Stage.PROBATION:
             self._move(number, Stage.REJECTED, "withdrawn" if withdrawn else "superseded")
         elif withdrawn:
@@ -148,7 +148,7 @@ class Serving:
     def _takes_back(self, number: int, other: int) -> bool:
         """Whether ``number`` is the withdrawal of ``other``, which then is no way back."""
         try:
-            return self._slots.release(number).withdraws == other
+            return 0 < self._slots.release(number).withdraws == other  # 0 withdraws nothing, release 0 neither
         except TamperedError:
             return False
 

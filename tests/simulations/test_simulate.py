@@ -218,6 +218,40 @@ TASK = dataclasses.replace(TASK, devices=_spoiled)
     assert not (tmp_path / "digits" / "run").exists()
 
 
+def test_a_model_that_mixes_examples_is_refused_before_it_is_promised_any_privacy(tmp_path: Path) -> None:
+    write(tmp_path / "digits")
+    with open(tmp_path / "digits" / "task.py", "a") as task:
+        task.write(
+            """
+
+import dataclasses
+
+
+class _Mixing(torch.nn.Linear):
+    def forward(self, x):
+        flat = x.flatten(1)
+        return super().forward(flat - flat.mean(0, keepdim=True))
+
+
+TASK = dataclasses.replace(TASK, model=lambda: _Mixing(64, 10))
+"""
+        )
+    shown = edgefleet("simulate", "--out", "run", cwd=tmp_path / "digits")
+    assert (shown.returncode, "Traceback" in shown.stderr) == (3, False), shown.stderr
+    assert "edgefleet: model: " in shown.stderr
+    assert not (tmp_path / "digits" / "run").exists()
+
+
+def test_a_folder_of_the_same_name_as_a_package_hijacks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "__init__.py").write_text("raise SystemExit('hijacked')")
+    code = "import pathlib, node.admission as a; from fleet.release import Release; "
+    code += "r = Release('t', 1, 1, '', '', '', '', '', 1, 1); a.admit(pathlib.Path('gone'), r, b'', (1,))"
+    shown = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "does not load" in shown.stderr
+    assert "hijacked" not in shown.stderr
+
+
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['sqlalchemy'] = None; from fleet.cli import main; sys.argv[1:] = ['simulate']; main()"
