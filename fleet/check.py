@@ -208,7 +208,7 @@ def _problem(task: Task, windows: Windows) -> str | None:
 
 def _undeclared_overlap(task: Task, recordings: dict[str, Recording]) -> Iterator[Finding]:
     """The promise is about one window; a stretch of data that lies in several needs their number declared."""
-    found = {name: _windows_per_stretch(_together(seen)) for name, seen in recordings.items()}
+    found = {name: _most_windows(_together(seen)) for name, seen in recordings.items()}
     name = max(found, key=lambda device: found[device], default="")
     if name and found[name] > task.unit.group:
         yield _error(
@@ -220,6 +220,11 @@ def _undeclared_overlap(task: Task, recordings: dict[str, Recording]) -> Iterato
 
 def _together(recording: Recording) -> npt.NDArray[np.float32]:
     return np.concatenate([part.x for part in (recording.train, recording.live) if len(part)] or [recording.train.x])
+
+
+def _most_windows(x: npt.NDArray[np.float32]) -> int:
+    """In how many windows ``(n, ...)`` one stretch lies, whichever axis is time."""
+    return max(_windows_per_stretch(np.moveaxis(x, axis, -1)) for axis in range(1, x.ndim))
 
 
 def _windows_per_stretch(x: npt.NDArray[np.float32]) -> int:

@@ -84,7 +84,7 @@ class RoundSettings:
 class ReleaseSettings:
     """When a base is offered for serving, and what evidence opens each wave."""
 
-    every_rounds: int = 5
+    every_rounds: int = 4
     waves: tuple[float, ...] = (0.05, 0.25, 1.0)
     margin: float = 0.05
     alpha: float = 0.05

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fleet.check import Finding, check
+from fleet.check import Finding, _most_windows, check
 from fleet.errors import TaskError
 from fleet.settings import Settings
 from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows
@@ -182,6 +182,13 @@ def test_overlapping_windows_need_their_number_declared(stride: int, group: int)
         (finding,) = check(task(devices=overlapping, group=group - 1), SETTINGS, content)
         assert finding.level == "error"
         assert f"group={group})" in finding.message
+
+
+def test_an_overlap_is_found_whichever_axis_is_time() -> None:
+    series = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
+    half = [series[start : start + 20] for start in range(0, 380, 10)]
+    assert _most_windows(np.stack(half)) == _most_windows(np.stack([w.T for w in half])) == 2
+    assert _most_windows(np.stack(half[::2])) == 1
 
 
 def test_a_window_stored_twice_is_an_overlap() -> None:
