@@ -4,7 +4,6 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,11 +137,6 @@ class Task:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise TaskError(f"task name {self.name!r}: use letters, digits and underscores")
-
-    @property
-    def input_size(self) -> int:
-        """Values in one example."""
-        return prod(self.signature.shape)
 
 
 def layout_of(model: "torch.nn.Module") -> Layout:
