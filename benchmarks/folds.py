@@ -22,7 +22,7 @@ FOLDS = 10
 def run(fold: int, epsilon: str, model: str, seed: int) -> dict[str, Any]:
     """The JSON result of one simulation."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "fleet.cli", "simulate", "--format", "json", "--fold", str(fold)]
+        command = [sys.executable, "-m", "fleet", "simulate", "--format", "json", "--fold", str(fold)]
         command += ["--epsilon", epsilon, "--model", model, "--seed", str(seed), "--out", str(Path(folder) / "run")]
         shown = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - ours
     outcome: dict[str, Any] = json.loads(shown.stdout)

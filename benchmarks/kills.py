@@ -96,7 +96,7 @@ def _pointer(node: Path) -> int:
 def _command(run: Path, flags: list[str]) -> list[str]:
     begun = (run / "run.json").exists()
     tail = ["--resume", str(run)] if begun else ["--out", str(run), *flags]
-    return [sys.executable, "-m", "fleet.cli", "simulate", "--format", "json", *tail]
+    return [sys.executable, "-m", "fleet", "simulate", "--format", "json", *tail]
 
 
 def play(run: Path, kills: int, *, flags: list[str], shortest_s: float, longest_s: float, seed: int) -> list[list[str]]:

@@ -7,19 +7,17 @@ Exit codes: 0 done, 1 a fault of ours, 2 wrong use, 3 a task or its data cannot 
 
 import logging
 import os
-import signal
-import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from typing import Annotated
 
 import click
 import typer
 
+from fleet.__main__ import NAME
 from fleet.errors import FleetError, UsageError
 
-NAME = "edgefleet"
 COMMANDS = "edgefleet.commands"
-INTERRUPTED = 130
 
 app = typer.Typer(
     name=NAME,
@@ -49,48 +47,36 @@ def _options(
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
 
 
-class Interrupt:
-    """Remembers Ctrl-C: a library may turn the exception into one of its own."""
+def run(interrupted: Callable[[], bool]) -> int:
+    """Run the command line and return its exit code; a known error is one line.
 
-    def __init__(self) -> None:
-        self.seen = False
-        signal.signal(signal.SIGINT, self._handle)
-
-    def _handle(self, number: int, frame: object) -> None:
-        self.seen = True
-        raise KeyboardInterrupt
-
-
-def main() -> None:
-    """Run the command line; a known error is one line."""
+    Args:
+        interrupted: Whether Ctrl-C was seen: a library may have turned its exception into one of its own.
+    """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # Flower phones home otherwise
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # OpenMP spins on a busy machine otherwise
-    interrupt = Interrupt()
     for command in entry_points(group=COMMANDS):
-        app.command(command.name)(command.load())
+        _add(command.name, command.load())
     try:
-        code = app(standalone_mode=False)
+        return app(standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
-        sys.exit(UsageError.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _end(f"{NAME}: interrupted", INTERRUPTED)
+        return UsageError.exit_code
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
     except FleetError as error:
-        if interrupt.seen:
-            _end(f"{NAME}: interrupted", INTERRUPTED)
+        if interrupted():
+            raise KeyboardInterrupt from error
         if logging.getLogger().isEnabledFor(logging.INFO):
             raise
-        _end(f"{NAME}: {error}", error.exit_code)
-    if interrupt.seen:
-        _end(f"{NAME}: interrupted", INTERRUPTED)
-    sys.exit(code or 0)
+        typer.echo(f"{NAME}: {error}", err=True)
+        return error.exit_code
 
 
-def _end(line: str, code: int) -> None:
-    typer.echo(line, err=True)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()
+def _add(name: str, command: typer.Typer | Callable[..., None]) -> None:
+    """A function is a command, a ``Typer`` is a group of them."""
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+    else:
+        app.command(name)(command)

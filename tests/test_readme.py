@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fleet import cli, errors
+from fleet.__main__ import INTERRUPTED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +29,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
-    assert listed == raised | {0, cli.INTERRUPTED}
+    assert listed == raised | {0, INTERRUPTED}
     assert all(re.search(rf"\b{code} ", cli.__doc__ or "") for code in listed)
 
 
@@ -41,7 +42,7 @@ def test_the_error_tree_is_drawn_as_it_is() -> None:
 @pytest.mark.parametrize("command", ["simulate", "check", "init"])
 def test_every_flag_in_the_readme_exists(command: str) -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", "fleet.cli", command, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fleet", command, "--help"], capture_output=True, text=True, check=True
     )
     block = (
         next(part for part in README.split("```text\n")[1:] if f"edgefleet {command}" in part)

@@ -1,0 +1,39 @@
+"""Where ``edgefleet`` begins: Ctrl-C is heard from the first line on, before the slow imports."""
+
+import signal
+import sys
+
+NAME = "edgefleet"
+INTERRUPTED = 130
+
+
+class Interrupt:
+    """Remembers Ctrl-C: a library may turn the exception into one of its own."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line; interrupted at any moment, it says so in one line and exits with 130."""
+    interrupt = Interrupt()
+    code = INTERRUPTED
+    try:
+        from fleet.cli import run
+
+        code = run(lambda: interrupt.seen)
+    except KeyboardInterrupt:
+        interrupt.seen = True
+    if interrupt.seen:
+        print(f"{NAME}: interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
