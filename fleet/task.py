@@ -1,9 +1,10 @@
 """A task: what a model author writes down once, and everything else follows from."""
 
+import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +139,34 @@ class Task:
         if not self.name.isidentifier():
             raise TaskError(f"task name {self.name!r}: use letters, digits and underscores")
 
+    def spec(self) -> dict[str, Any]:
+        """All of it but the code and the data, as JSON: enough to answer with a release, not to learn."""
+        return {"name": self.name} | {part: asdict(getattr(self, part)) for part in _SPEC}
+
+    @classmethod
+    def of_spec(cls, spec: Mapping[str, Any]) -> "Task":
+        """A task that can be answered for; its model and its data are not here.
+
+        Raises:
+            TaskError: ``spec`` is not what ``Task.spec`` gives.
+        """
+        try:
+            parts = {name: kind(**_tuples(spec[name])) for name, kind in _SPEC.items()}
+            return cls(name=spec["name"], model=_elsewhere, devices=_elsewhere, **parts)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TaskError(f"task: {error} is missing or wrong") from error
+
+
+_SPEC: dict[str, type[Any]] = {"signature": Signature, "unit": PrivacyUnit, "training": Training}
+
+
+def _tuples(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in part.items()}
+
+
+def _elsewhere() -> Any:
+    raise TaskError("this process knows what the task takes and gives, not its code: it cannot learn")
+
 
 def layout_of(model: "torch.nn.Module") -> Layout:
     """The layout of the parameters that training changes, in ``named_parameters`` order."""
@@ -163,23 +192,29 @@ def set_weights(model: "torch.nn.Module", flat: Flat) -> None:
 
 
 def load(reference: str, folder: Path) -> Task:
-    """The task that ``reference`` names, such as ``task.py:TASK``, relative to ``folder``.
+    """The task that ``reference`` names: ``task.py:TASK``, relative to ``folder``, or ``package.module:TASK``.
 
     Raises:
-        TaskError: The file or the name is not there, the file fails, or it is no ``Task``.
+        TaskError: The file, the module or the name is not there, the code fails, or it is no ``Task``.
     """
-    file, _, name = reference.partition(":")
-    path = folder / file
-    if not path.is_file():
-        raise TaskError(f"task file {path} is not there; write it or fix [task] file in fleet.toml")
-    module = _run(path)
+    place, _, name = reference.partition(":")
+    module = _run(folder / place) if place.endswith(".py") else _import(place)
     task = getattr(module, name or "TASK", None)
     if not isinstance(task, Task):
-        raise TaskError(f"{path} has no Task named {name or 'TASK'}")
+        raise TaskError(f"{place} has no Task named {name or 'TASK'}")
     return task
 
 
+def _import(module: str) -> object:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # the author's code may raise anything
+        raise TaskError(f"task module {module}: {type(error).__name__}: {error}") from error
+
+
 def _run(path: Path) -> object:
+    if not path.is_file():
+        raise TaskError(f"task file {path} is not there; write it or fix [task] file in fleet.toml")
     spec = importlib.util.spec_from_file_location(f"edgefleet_task_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise TaskError(f"{path} is no Python file")

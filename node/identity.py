@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fleet.errors import SettingsError, TamperedError
+from fleet.errors import SettingsError, TamperedError, TaskError
 from fleet.settings import Settings
 from fleet.signing import canonical
+from fleet.task import Task
 from node.store import transaction
 
 
@@ -20,6 +21,7 @@ class Identity:
         coordinator: The key that instructions must be signed with.
         root: The trusted root metadata of The Update Framework.
         settings: The node's own privacy settings: no coordinator can weaken them.
+        task: What the task takes and gives, so that the node answers without the task's code.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Identity:
     coordinator: Ed25519PublicKey
     root: bytes
     settings: Settings
+    task: Task
 
     def __repr__(self) -> str:
         return f"Identity(name={self.name!r})"
@@ -43,6 +46,7 @@ class Identity:
             "coordinator": self.coordinator.public_bytes_raw(),
             "root": self.root,
             "settings": canonical(self.settings.to_json()),
+            "task": canonical(self.task.spec()),
         }
         with transaction(store):
             if store.execute("select 1 from identity").fetchone():
@@ -66,6 +70,7 @@ class Identity:
                 coordinator=Ed25519PublicKey.from_public_bytes(rows["coordinator"]),
                 root=rows["root"],
                 settings=Settings.from_json(json.loads(rows["settings"])),
+                task=Task.of_spec(json.loads(rows["task"])),
             )
-        except (KeyError, ValueError, SettingsError) as error:
+        except (KeyError, ValueError, SettingsError, TaskError) as error:
             raise TamperedError(f"identity: {error} is missing or wrong") from error

@@ -38,6 +38,8 @@ _KEPT_BYTES = 64_000  # larger contents go to slots; a poll that finds nothing n
 _KEPT_FILES = 16
 _CHUNK_BYTES = 65_536
 
+Fetcher = FetcherInterface
+
 
 @dataclass(frozen=True, slots=True)
 class _View:
@@ -67,7 +69,7 @@ class Installer:
         self,
         folder: Path,
         root: bytes,
-        fetcher: FetcherInterface,
+        fetcher: Fetcher,
         floors: Floors,
         *,
         clock: Callable[[], datetime],
@@ -153,7 +155,7 @@ class Installer:
             del self._contents[next(iter(self._contents))]
 
 
-class FolderFetcher(FetcherInterface):
+class FolderFetcher(Fetcher):
     """A repository in a local folder: a simulation's, or a USB stick's, which may be a hostile one."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Which release answers and which one watches: moves releases through their stages, and the pointer after them."""
 
+from typing import TYPE_CHECKING
+
 from fleet.errors import TamperedError, TrustError
 from fleet.events import Record
 from fleet.evidence import harm_evidence
@@ -7,11 +9,13 @@ from fleet.messages import Watch
 from fleet.release import Release, Rollout
 from fleet.task import Signature
 from node.admission import Admit
-from node.catalog import Catalog
 from node.predictor import Predictor
 from node.promotion import Signs, Stage, StageLog, next_stage
 from node.shadow import Shadow
 from node.slots import Pointer, Slots
+
+if TYPE_CHECKING:
+    from node.catalog import Catalog  # the resident process leaves python-tuf to its children
 
 _PROVISIONED = {
     Stage.STAGED: Stage.ADMITTED,
@@ -46,7 +50,7 @@ class Serving:
         self.rival: Predictor | None = None
         self._follow()
 
-    def provision(self, catalog: Catalog, number: int) -> None:
+    def provision(self, catalog: "Catalog", number: int) -> None:
         """Install a node's first release: verified and admitted; there is nothing to compare it with."""
         if self._stages.newest() is None:
             self._stage(*catalog.release(number))
@@ -56,7 +60,7 @@ class Serving:
             self._move(candidate[0], _PROVISIONED[candidate[1]], "provisioned")
         self._follow()
 
-    def consider(self, rollout: Rollout, catalog: Catalog) -> None:
+    def consider(self, rollout: Rollout, catalog: "Catalog") -> None:
         """Stage the release that the rollout offers, unless it was tried before or another is on probation."""
         self._repair(catalog)
         if rollout.release <= (self._stages.newest() or 0):
@@ -124,7 +128,7 @@ class Serving:
         self._stages.append(number, stage, reason)
         self._record(stage.value, release=number, reason=reason)
 
-    def _repair(self, catalog: Catalog) -> None:
+    def _repair(self, catalog: "Catalog") -> None:
         """Fetch again what was damaged on the disk: a number stands for the same bytes for ever."""
         for number in sorted(self._stages.kept()):
             if not self._slots.is_whole(number):

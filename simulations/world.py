@@ -21,11 +21,13 @@ from fleet.settings import Settings
 from fleet.signing import canonical, sha256
 from fleet.task import Recording, Task, weights_of
 from node.admission import Admit, admit
-from node.agent import Agent, provision
+from node.agent import Agent
 from node.client_app import client_app
 from node.identity import Identity
 from node.installer import FolderFetcher
 from node.promotion import Stage
+from node.provisioning import provision
+from node.workshop import InProcess
 from simulations.clock import SimulatedClock
 from simulations.grid import InProcessGrid, Link, always
 from simulations.warm_start import warm_start
@@ -178,9 +180,10 @@ class World:
                 coordinator=self.coordinator.instruction_key,
                 root=self.repository.root_bytes(),
                 settings=self.settings,
+                task=self.task,
             ),
             self.task,
-            fetcher=fetcher,
+            workshop=InProcess(fetcher),
             clock=self.clock,
             admit=self._admit,
             record=self._recorder(name),

@@ -110,7 +110,7 @@ def test_files_that_must_survive_a_power_cut_are_written_in_one_place() -> None:
     [
         ("import fleet.cli", {"torch", "flwr", "onnxruntime", "onnx", "sqlalchemy", "opacus"}),
         ("import node.predictor, node.serving, node.installer", {"torch", "flwr", "onnx", "sqlalchemy", "opacus"}),
-        ("import node.agent", {"torch", "flwr", "onnx", "sqlalchemy", "opacus"}),
+        ("import node.agent", {"torch", "flwr", "onnx", "sqlalchemy", "opacus", "tuf"}),
         ("import simulations.simulate_command", {"torch", "flwr", "onnxruntime", "onnx", "sqlalchemy", "opacus"}),
     ],
 )

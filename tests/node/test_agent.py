@@ -26,15 +26,17 @@ from fleet.signing import Sealed, unseal
 from fleet.trust.keys import Keyring
 from fleet.trust.repository import Repository
 from node import agent as agent_module
-from node.agent import Agent, provision
+from node.agent import Agent
 from node.floors import SqliteFloors
 from node.identity import Identity
 from node.installer import FolderFetcher
 from node.ledger import Ledger
 from node.outbox import Outbox
 from node.promotion import Stage, StageLog
+from node.provisioning import provision
 from node.shadow import Shadow
 from node.slots import Slots
+from node.workshop import InProcess
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes([7] * 32))
@@ -80,7 +82,7 @@ class World:
         self.publisher.rollout(Rollout(number, "salt", threshold, serving=1))
 
     def identity(self) -> Identity:
-        return Identity("n1", self.key, COORDINATOR.public_key(), self.repository.root_bytes(), SETTINGS)
+        return Identity("n1", self.key, COORDINATOR.public_key(), self.repository.root_bytes(), SETTINGS, self.toy.task)
 
     def provision(self) -> Agent:
         self.agent = self._opened(partial(provision, self.folder / "node", self.identity))
@@ -93,7 +95,7 @@ class World:
     def _opened(self, make: Callable[..., Agent]) -> Agent:
         agent = make(
             self.toy.task,
-            fetcher=self.link,
+            workshop=InProcess(self.link),
             clock=lambda: self.now,
             record=lambda event, **fields: self.events.append((event, fields)),
         )

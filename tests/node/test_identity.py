@@ -10,15 +10,30 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.errors import TamperedError
 from fleet.settings import Settings
+from fleet.task import Task
 from node.identity import Identity
 from node.store import open_store
 
-PARTS = ("name", "key", "coordinator", "root", "settings")
+PARTS = ("name", "key", "coordinator", "root", "settings", "task")
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
+SPEC = {
+    "name": "toy",
+    "signature": {
+        "input": "x",
+        "shape": [2],
+        "low": -1.0,
+        "high": 1.0,
+        "classes": ["left", "right"],
+        "dtype": "float32",
+    },
+    "unit": {"name": "a point", "group": 1},
+    "training": {"learning_rate": 0.5, "examples": 10},
+}
+TASK = Task.of_spec(SPEC)
 
 
 def identity(key: Ed25519PrivateKey, settings: Settings | None = None) -> Identity:
-    return Identity("n1", key, COORDINATOR, b"root metadata", settings or Settings())
+    return Identity("n1", key, COORDINATOR, b"root metadata", settings or Settings(), TASK)
 
 
 def raw(identity: Identity) -> tuple[object, ...]:
@@ -43,6 +58,7 @@ def test_an_identity_survives_a_restart(tmp_path: Path, key: Ed25519PrivateKey, 
     store.close()
     assert loaded is not None
     assert raw(loaded) == raw(identity(key, settings))
+    assert loaded.task == TASK
 
 
 def test_a_node_that_was_never_provisioned_has_no_identity(store: sqlite3.Connection) -> None:
@@ -52,7 +68,7 @@ def test_a_node_that_was_never_provisioned_has_no_identity(store: sqlite3.Connec
 def test_an_identity_is_pinned_once(store: sqlite3.Connection, key: Ed25519PrivateKey) -> None:
     identity(key).save(store)
     with pytest.raises(TamperedError, match="has an identity already"):
-        Identity("thief", Ed25519PrivateKey.generate(), COORDINATOR, b"other", Settings()).save(store)
+        Identity("thief", Ed25519PrivateKey.generate(), COORDINATOR, b"other", Settings(), TASK).save(store)
     loaded = Identity.load(store)
     assert loaded is not None
     assert raw(loaded) == raw(identity(key))

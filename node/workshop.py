@@ -1,0 +1,88 @@
+"""A node's heavy work, done in this process: what the coordinator has on its shelf, and learning from a base."""
+
+from typing import TYPE_CHECKING
+
+from fleet.errors import TrustError
+from fleet.messages import UpdateInstruction
+from fleet.privacy.noise import LatticeGaussian
+from fleet.release import Rollout
+from node.catalog import Catalog
+from node.installer import Fetcher, Installer
+from node.learner import Learner
+
+if TYPE_CHECKING:
+    from node.agent import Agent
+
+
+class InProcess:
+    """Pulls with python-tuf and learns with torch right here: for simulations, and for the children of a real node."""
+
+    def __init__(self, fetcher: Fetcher, *, url: str = "file:///") -> None:
+        """``fetcher`` brings what lies under ``url``; nothing it brings is trusted."""
+        self._fetcher = fetcher
+        self._url = url
+        self._shelf: Catalog | None = None
+        self._learner: Learner | None = None
+
+    def pull(self, agent: "Agent") -> Rollout | None:
+        """Verify the newest metadata and stage the release it offers; who may serve what now.
+
+        Raises:
+            LinkError: The network failed.
+            TrustError: What it offered must not be used.
+        """
+        catalog = self._catalog(agent)
+        catalog.refresh()
+        rollout = catalog.rollout()
+        if rollout:
+            agent.serving.consider(rollout, catalog)
+        return rollout
+
+    def install(self, agent: "Agent") -> None:
+        """Install the first release of a new node: the newest that everybody may serve.
+
+        Raises:
+            LinkError: The coordinator's shelf cannot be reached.
+            TrustError: Nothing on it may be served.
+        """
+        catalog = self._catalog(agent)
+        catalog.refresh()
+        rollout = catalog.rollout()
+        if rollout is None:
+            raise TrustError(f"{agent.name}: the coordinator offers no release to begin with")
+        agent.serving.provision(catalog, rollout.serving)
+
+    def learn(self, agent: "Agent", wish: UpdateInstruction) -> None:
+        """One session from the base that the instruction names, durably into the outbox.
+
+        Raises:
+            BudgetError: No partition can pay for it; nothing was released.
+            LinkError: The base cannot be reached.
+            TrustError: The base is not the one that the instruction names.
+        """
+        catalog = self._catalog(agent)
+        if not catalog.has_base(wish.base):
+            catalog.refresh()
+        base, weights = catalog.base(wish.base)
+        if base.payload != wish.base_digest:
+            raise TrustError(f"base {wish.base} is not the one that the instruction names")
+        if self._learner is None:
+            norm = agent.identity.settings.privacy.clipping_norm
+            self._learner = Learner(agent.task, agent.ledger, agent.buffer, LatticeGaussian(), clipping_norm=norm)
+        releases = agent.identity.settings.session_releases
+        session = self._learner.learn(weights, releases=releases, noise_multiplier=agent.noise_multiplier)
+        if session:
+            agent.outbox.put(*session, base=base.number, base_digest=base.payload)
+
+    def _catalog(self, agent: "Agent") -> Catalog:
+        if self._shelf is None:
+            installer = Installer(
+                agent.folder / "trust",
+                agent.identity.root,
+                self._fetcher,
+                agent.floors,
+                clock=agent.clock,
+                url=self._url,
+            )
+            self._shelf = Catalog(installer)
+        return self._shelf
