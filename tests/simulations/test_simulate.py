@@ -256,7 +256,8 @@ def test_a_folder_of_the_same_name_as_a_package_hijacks_nothing(tmp_path: Path) 
 
 
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['sqlalchemy'] = None; from fleet.__main__ import main; sys.argv[1:] = ['simulate']; main()"
+    code = "import sys; sys.modules['sqlalchemy'] = None; sys.argv[1:] = ['simulate']"
+    code += "; from fleet.__main__ import main; main()"
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert shown.returncode == 4
     assert "pip install 'edgefleet[simulate]'" in shown.stderr
