@@ -1,0 +1,85 @@
+"""A node's heavy work, done by children of low priority: the resident process stays small and goes on answering."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from subprocess import PIPE
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any
+
+from fleet.errors import BudgetError, FleetError, LinkError, TamperedError, TaskError, TrustError
+from fleet.messages import UpdateInstruction
+from fleet.release import Rollout
+
+if TYPE_CHECKING:
+    from node.agent import Agent
+
+PULL_S = 300.0
+LEARN_S = 1800.0
+_ERRORS = {kind.exit_code: kind for kind in (TaskError, LinkError, TrustError, BudgetError, TamperedError)}
+
+
+class Children:
+    """Pulls and learns one at a time, each in a process that may die without hurting an answer.
+
+    Args:
+        offset: How far the coordinator's clock is ahead of this one.
+        daily_bytes: What a metered link may carry a day; None for any number.
+    """
+
+    def __init__(self, offset: Callable[[], timedelta], *, daily_bytes: int | None = None) -> None:
+        self._offset = offset
+        self._daily_bytes = daily_bytes
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def pull(self, agent: "Agent") -> Rollout | None:
+        """As ``InProcess.pull``."""
+        rollout = self._run(agent, None, PULL_S)["rollout"]
+        return Rollout(**rollout) if rollout else None
+
+    def learn(self, agent: "Agent", wish: UpdateInstruction) -> None:
+        """As ``InProcess.learn``."""
+        self._run(agent, wish.fields(), LEARN_S)
+
+    def stop(self) -> None:
+        """End the child that is running, if there is one: whatever it did durably stays."""
+        if self._child is not None:
+            self._child.kill()
+
+    def _run(self, agent: "Agent", wish: dict[str, Any] | None, timeout_s: float) -> dict[str, Any]:
+        order = {
+            "folder": str(agent.folder),
+            "offset_s": self._offset().total_seconds(),
+            "daily_bytes": self._daily_bytes,
+            "wish": wish,
+        }
+        command = [sys.executable, "-P", "-m", "node.errand"]
+        with TemporaryFile() as said, subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=said) as child:  # noqa: S603 - our own module
+            self._child = child
+            timer = threading.Timer(timeout_s, child.kill)
+            timer.start()
+            try:
+                return _outcome(child, json.dumps(order).encode() + b"\n", said)
+            finally:
+                timer.cancel()
+                self._child = None
+                child.kill()
+
+
+def _outcome(child: "subprocess.Popen[bytes]", order: bytes, said: IO[bytes]) -> dict[str, Any]:
+    """What the child found; its input stays open meanwhile, for it ends when that closes."""
+    with suppress(BrokenPipeError):
+        if child.stdin:
+            child.stdin.write(order)
+            child.stdin.flush()
+    found = child.stdout.read() if child.stdout else b""
+    if child.wait() == 0:
+        outcome: dict[str, Any] = json.loads(found)
+        return outcome
+    said.seek(0)
+    lines = said.read().decode(errors="replace").strip().splitlines() or [f"ended with {child.returncode}"]
+    raise _ERRORS.get(child.returncode, FleetError)(lines[-1])

@@ -1,0 +1,92 @@
+"""How a device becomes a node of a fleet: from an invitation to a release that answers."""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fleet.enrolment import Invitation
+from fleet.errors import UsageError
+from fleet.events import EventLog
+from node.agent import Agent
+from node.coordinator_client import CoordinatorClient, CoordinatorClock, enrol
+from node.fetcher import HttpFetcher
+from node.identity import Identity
+from node.membership import Membership
+from node.provisioning import provision
+from node.store import open_store
+from node.transport import Transport, shown_authority
+from node.workshop import InProcess
+
+
+def join(folder: Path, invitation: Invitation, reference: str, *, clock: Callable[[], datetime]) -> Agent:
+    """Enrol the node of ``folder`` and install its first release. Interrupted and called again, it goes on.
+
+    Args:
+        reference: Where the task's code is on this device; empty for a node that only answers.
+        clock: This device's own time.
+
+    Raises:
+        LinkError: The coordinator cannot be reached.
+        RefusedError: It does not take this invitation.
+        TrustError: It is not the coordinator that the invitation is from.
+        UsageError: The folder belongs to a node already.
+    """
+    membership, name = _membership(folder, invitation, reference)
+    transport = Transport(membership.url, authority=membership.authority or None)
+    corrected = CoordinatorClock(clock)
+    client = CoordinatorClient(transport, corrected, node=name, key=membership.key)
+    identity = _identity(folder) or _enrolled(folder, transport, corrected, invitation, membership)
+    return provision(
+        folder,
+        lambda: identity,
+        identity.task,
+        workshop=InProcess(HttpFetcher(client)),
+        clock=corrected,
+        record=EventLog(folder / "events.jsonl", corrected).record(name),
+    )
+
+
+def _membership(folder: Path, invitation: Invitation, reference: str) -> tuple[Membership, str]:
+    """The way to the coordinator, with keys that are on the disk before anybody hears of them."""
+    store = open_store(folder / "node.db")
+    try:
+        identity, known = Identity.load(store), Membership.load(store)
+        if identity and identity.name != invitation.name:
+            raise UsageError(f"{folder} is node {identity.name}; choose another --folder for {invitation.name}")
+        authority = shown_authority(invitation.url, invitation.authority) if invitation.authority else ""
+        membership = Membership(
+            url=invitation.url,
+            authority=authority,
+            key=known.key if known else Ed25519PrivateKey.generate(),
+            flower_key=known.flower_key if known else ec.generate_private_key(ec.SECP384R1()),
+            reference=reference,
+        )
+        membership.save(store)
+        return membership, invitation.name
+    finally:
+        store.close()
+
+
+def _identity(folder: Path) -> Identity | None:
+    store = open_store(folder / "node.db")
+    try:
+        return Identity.load(store)
+    finally:
+        store.close()
+
+
+def _enrolled(
+    folder: Path, transport: Transport, clock: CoordinatorClock, invitation: Invitation, membership: Membership
+) -> Identity:
+    welcome = enrol(transport, clock, invitation, membership.key, membership.flower_key)
+    return Identity(
+        name=welcome.name,
+        key=membership.key,
+        coordinator=welcome.instruction_key,
+        root=welcome.root,
+        settings=welcome.settings,
+        task=welcome.task,
+    )

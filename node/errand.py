@@ -1,0 +1,91 @@
+"""What a node does in a process of its own, so that its memory goes back and its death hurts no answer.
+
+``python -P -m node.errand`` reads one line of JSON, the order, and writes one, the outcome. It ends when its parent does.
+"""
+
+import json
+import os
+import sys
+import threading
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from fleet import task
+from fleet.errors import FleetError, TaskError, TrustError
+from fleet.events import EventLog
+from fleet.messages import UpdateInstruction
+from fleet.task import Task
+from node.agent import Agent
+from node.allowance import Allowance
+from node.coordinator_client import CoordinatorClient, CoordinatorClock
+from node.fetcher import HttpFetcher
+from node.identity import Identity
+from node.membership import Membership
+from node.store import open_store
+from node.transport import Transport
+from node.workshop import InProcess
+
+NICENESS = 10
+
+
+def main() -> None:
+    """Run one errand; a known error is one line and its exit code."""
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.nice(NICENESS)
+    try:
+        outcome = _run(order)
+    except FleetError as error:
+        print(str(error), file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(json.dumps(outcome), flush=True)
+
+
+def _run(order: dict[str, Any]) -> dict[str, Any]:
+    folder = Path(order["folder"])
+    store = open_store(folder / "node.db")
+    identity, membership = Identity.load(store), Membership.load(store)
+    if identity is None or membership is None:
+        raise TrustError(f"{folder} was never enrolled")
+    clock = CoordinatorClock(lambda: datetime.now(UTC))
+    clock.offset = timedelta(seconds=order["offset_s"])
+    allowance = Allowance(store, order["daily_bytes"], clock)
+    transport = Transport(membership.url, authority=membership.authority or None, spend=allowance.spend)
+    client = CoordinatorClient(transport, clock, node=identity.name, key=identity.key)
+    workshop = InProcess(HttpFetcher(client))
+    record = EventLog(folder / "events.jsonl", clock).record(identity.name)
+    wish = UpdateInstruction.of(order["wish"]) if order["wish"] else None
+    here = _task(membership.reference, identity.task) if wish else identity.task
+    agent = Agent(folder, here, workshop=workshop, clock=clock, record=record)
+    try:
+        if wish:
+            workshop.learn(agent, wish)
+            return {}
+        rollout = workshop.pull(agent)
+        return {"rollout": asdict(rollout) if rollout else None}
+    finally:
+        agent.close()
+        transport.close()
+
+
+def _task(reference: str, pinned: Task) -> Task:
+    """The task with its code, if it is the one that this node was enrolled for."""
+    if not reference:
+        raise TaskError("this node has no task code, so it cannot learn: enrol it with --task")
+    file, _, name = reference.rpartition(":")
+    found = task.load(f"{Path(file).name}:{name}" if file.endswith(".py") else reference, Path(file).parent)
+    if found.spec() != pinned.spec():
+        raise TaskError(f"{reference} is not the task that this node was enrolled for")
+    return found
+
+
+def _die_with_parent() -> None:
+    """The parent holds our input open and writes nothing more: when it ends, so does this."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
