@@ -24,7 +24,7 @@ class Watch(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Fields:
+class Fields:
     """A value that is signed as a flat JSON object."""
 
     def fields(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class _Fields:
 
 
 @dataclass(frozen=True, slots=True)
-class Instruction(_Fields):
+class Instruction(Fields):
     """The coordinator's wish. A node obeys nothing unsigned: another node can forge Flower's own routing."""
 
     task: str
@@ -92,7 +92,7 @@ def update_key(node: str, task: str, round_: int, base_digest: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Update(_Fields):
+class Update(Fields):
     """What a node sends up: no example count, no loss, no accuracy.
 
     ``trained := base + decode(delta)``. ``payload_digest`` ties the signed fields to the delta's bytes.
@@ -117,7 +117,7 @@ class Update(_Fields):
 
 
 @dataclass(frozen=True, slots=True)
-class Report(_Fields):
+class Report(Fields):
     """Noisy paired counts over ``quota`` live windows: ``won`` old wrong, new right; ``lost`` the reverse."""
 
     node: str

@@ -1,0 +1,1 @@
+"""The coordinator's doors: one for devices, one for the operator, and a gate before both."""
