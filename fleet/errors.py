@@ -7,6 +7,8 @@ FleetError
 │  └─ MissingExtraError  a package of an extra is not installed
 ├─ InputError          a reading or a label is not what was declared   refuse it, go on
 ├─ LinkError           the network failed                              try again later
+│  ├─ BusyError        the coordinator said when to come back          not before that
+│  └─ AllowanceError   today's bytes are used up                       tomorrow
 ├─ TrustError          a base or a release must not be used            keep the active one
 │  ├─ SignatureError
 │  ├─ ExpiredError
@@ -55,6 +57,18 @@ class LinkError(FleetError):
     """The network, or what stands in for it, failed."""
 
     exit_code = 5
+
+
+class BusyError(LinkError):
+    """The coordinator has too much to do. ``retry_after_s`` is its ``Retry-After`` in seconds, 0 without one."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AllowanceError(LinkError):
+    """A metered link has carried what it may carry in one day."""
 
 
 class TrustError(FleetError):
