@@ -15,7 +15,7 @@ class Roster:
         self._engine = engine
 
     def enrol(self, name: str, key: Ed25519PublicKey, flower_id: int) -> None:
-        """Add a node to the fleet; doing it again with the same key changes nothing.
+        """Add a node to the fleet; doing it again with the same key changes Flower's id of it, and nothing else.
 
         Raises:
             TamperedError: The name is taken by another key.
@@ -23,10 +23,12 @@ class Roster:
         with self._engine.begin() as connection:
             known = connection.execute(select(nodes.c.public_key).where(nodes.c.name == name)).scalar()
             if known is None:
-                row = {"name": name, "public_key": key.public_bytes_raw(), "flower_id": flower_id}
+                row = {"name": name, "public_key": key.public_bytes_raw(), "flower_id": str(flower_id)}
                 connection.execute(insert(nodes).values(row))
             elif known != key.public_bytes_raw():
                 raise TamperedError(f"node {name} is enrolled with another key")
+            else:
+                connection.execute(update(nodes).where(nodes.c.name == name).values(flower_id=str(flower_id)))
 
     def revoke(self, name: str) -> None:
         """Take a node out of the fleet, and out of every aggregate that is still to come."""
@@ -49,7 +51,7 @@ class Roster:
         columns = (nodes.c.name, nodes.c.flower_id)
         with self._engine.begin() as connection:
             rows = connection.execute(select(*columns).where(~nodes.c.revoked).order_by(nodes.c.name))
-            return {row[0]: row[1] for row in rows}
+            return {row[0]: int(row[1]) for row in rows}
 
 
 def raise_ledger(connection: Connection, name: str, seq: int) -> None:

@@ -21,7 +21,7 @@ nodes = Table(
     metadata,
     Column("name", String, primary_key=True),
     Column("public_key", LargeBinary, nullable=False),
-    Column("flower_id", Integer, nullable=False, unique=True),
+    Column("flower_id", String, nullable=False, unique=True),  # 64 bits without a sign: no SQLite integer
     Column("revoked", Boolean, nullable=False, default=False),
     Column("ledger_seq", Integer, nullable=False, default=0),
 )

@@ -1,4 +1,4 @@
-"""Everything of Flower that is not public, in one place, with a contract test for each name."""
+"""Everything of Flower that is not public, or not for long, in one place, with a contract test for each name."""
 
 import logging
 from base64 import b64encode
@@ -54,6 +54,7 @@ __all__ = [
     "number",
     "of_no_run",
     "quieten",
+    "simulate",
     "stamp",
 ]
 
@@ -100,6 +101,25 @@ def empty_run(run_id: int) -> Run:
 def context(run_id: int, node_id: int) -> Context:
     """The context that a runtime would hand to an app."""
     return Context(run_id=run_id, node_id=node_id, node_config={}, state=RecordDict(), run_config={})
+
+
+def simulate(server: ServerApp, client: ClientApp, *, nodes: int) -> None:
+    """Run two apps in Flower's own simulation, with one of Ray's processes a core; afterwards Ray is shut down.
+
+    Flower deprecates ``run_simulation`` in favour of ``flwr run``, which plays installed code and no objects.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("Flower's simulation needs Ray: pip install 'edgefleet[ray]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray phones home otherwise
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of what it will do one day
+    from flwr.simulation import run_simulation
+
+    quieten()
+    config: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"log_to_driver": False}}
+    run_simulation(server, client, num_supernodes=nodes, backend_config=config)
 
 
 class Post(Protocol):

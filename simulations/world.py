@@ -96,7 +96,7 @@ class World:
         self.task = task
         self.settings = settings
         self.clock = SimulatedClock()
-        self.progress = _read_progress(folder / "progress.json")
+        self.progress = read_progress(folder)
         self._sitting = started - self.progress.wall_s
         self.clock.set_hour(self.progress.hour)
         self._events = EventLog(folder / "events.jsonl", self.clock)
@@ -109,7 +109,7 @@ class World:
             clock=self.clock,
             record=self._events.record("coordinator"),
         )
-        self._admit = _once_per_artifact()
+        self._admit = once_per_artifact()
         self.devices = {
             name: self._provision(name, recording, FIRST_FLOWER_ID + index)
             for index, (name, recording) in enumerate(sorted(recordings.items()))
@@ -124,7 +124,7 @@ class World:
         """Let hours pass until nothing is left to happen; ``watch`` is called after each."""
         while not self.is_over():
             self._play_hour()
-            self._save()
+            self.save()
             watch(self)
 
     def is_over(self) -> bool:
@@ -142,6 +142,12 @@ class World:
         """Wall seconds of all sittings so far."""
         return time.monotonic() - self._sitting
 
+    def save(self) -> None:
+        """Write down how far the run has come."""
+        self.progress.wall_s = self.wall_s
+        self.progress.bytes_down += sum(device.fetcher.taken() for device in self.devices.values())
+        durable.write(self.folder / "progress.json", canonical(asdict(self.progress)))
+
     def close(self) -> None:
         """Let go of every database."""
         self.coordinator.registry.close()
@@ -154,7 +160,7 @@ class World:
         self.repository.heartbeat()
         self._step_all()
         for device in self.devices.values():
-            _read_window(device, hour)
+            read_window(device, hour)
         self._step_all()
         self._server(self._grid, flwr_compat.context(1, flwr_compat.COORDINATOR_ID))
         self.progress.hour = hour + 1
@@ -203,13 +209,8 @@ class World:
 
         return watch
 
-    def _save(self) -> None:
-        self.progress.wall_s = self.wall_s
-        self.progress.bytes_down += sum(device.fetcher.taken() for device in self.devices.values())
-        durable.write(self.folder / "progress.json", canonical(asdict(self.progress)))
 
-
-def _once_per_artifact() -> Admit:
+def once_per_artifact() -> Admit:
     """Every simulated node is this machine with this runtime: what one child process found out holds for all."""
     admitted: set[str] = set()
 
@@ -222,7 +223,7 @@ def _once_per_artifact() -> Admit:
     return admit_once
 
 
-def _read_window(device: Device, index: int) -> None:
+def read_window(device: Device, index: int) -> None:
     """Let the device answer its next window, then learn the truth about it. A window is never used twice."""
     live, agent = device.recording.live, device.agent
     if index >= len(live):
@@ -237,8 +238,9 @@ def _on_probation(device: Device) -> bool:
     return candidate is not None and candidate[1] is Stage.PROBATION
 
 
-def _read_progress(path: Path) -> Progress:
+def read_progress(folder: Path) -> Progress:
+    """How far the run of ``folder`` has come."""
     try:
-        return Progress(**json.loads(path.read_bytes()))
+        return Progress(**json.loads((folder / "progress.json").read_bytes()))
     except FileNotFoundError:
         return Progress()

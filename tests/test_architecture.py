@@ -19,6 +19,7 @@ ALLOWED = {
         "node/client_app.py",
         "node/link.py",
         "simulations/grid.py",
+        "simulations/ray_fleet.py",
         "fleet/flwr_compat.py",
     },
     "torch": {

@@ -75,10 +75,11 @@ def test_I2_an_update_whose_commit_failed_is_not_acknowledged(fleet: Fleet) -> N
     assert fleet.coordinator.registry.rounds.answered(round_.number) == {"node-0"}
 
 
-def test_a_node_enrolled_again_with_its_key_changes_nothing(fleet: Fleet) -> None:
+@pytest.mark.parametrize("flower_id", [4711, 2**64 - 1])
+def test_a_node_enrolled_again_with_its_key_is_asked_under_its_new_id(fleet: Fleet, flower_id: int) -> None:
     before = fleet.coordinator.registry.roster.active()
-    fleet.coordinator.enrol("node-0", key_of("node-0").public_key(), 4711)
-    assert fleet.coordinator.registry.roster.active() == before
+    fleet.coordinator.enrol("node-0", key_of("node-0").public_key(), flower_id)
+    assert fleet.coordinator.registry.roster.active() == {**before, "node-0": flower_id}
 
 
 def test_the_name_of_a_node_cannot_be_taken_with_another_key(fleet: Fleet) -> None:

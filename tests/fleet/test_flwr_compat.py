@@ -1,15 +1,23 @@
 """Contracts with what is not public in Flower: each name is there and does what we rely on."""
 
+import inspect
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fleet import flwr_compat
+from fleet.errors import MissingExtraError
 
+ROOT = Path(__file__).parent.parent.parent
 IDENTITY = ("_run_id", "_node_id", "_task_id")
 
 
@@ -101,3 +109,47 @@ def test_flower_logs_through_the_logger_that_is_quietened(caplog: pytest.LogCapt
         logger.setLevel(before[1])
         logging.getLogger().setLevel(before[2])
     assert [record.message for record in caplog.records if record.name == "flwr"] == ["a round failed"]
+
+
+def test_without_ray_flowers_simulation_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"edgefleet\[ray\]"):
+        flwr_compat.simulate(ServerApp(), ClientApp(), nodes=2)
+
+
+def test_flowers_simulation_takes_two_apps_and_how_many_nodes() -> None:
+    """``run_simulation`` is deprecated: this fails when it goes."""
+    from flwr.simulation import run_simulation
+
+    inspect.signature(run_simulation).bind(ServerApp(), ClientApp(), num_supernodes=2, backend_config={})
+
+
+SIMULATION = """
+import sys
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from fleet import flwr_compat
+
+server, client = ServerApp(), ClientApp()
+
+@client.query("place")
+def place(message, context):
+    return Message(RecordDict({"is": ConfigRecord({"place": context.node_config["partition-id"]})}), reply_to=message)
+
+@server.main()
+def main(grid, context):
+    while len(ids := list(grid.get_node_ids())) < 3:
+        pass
+    replies = grid.send_and_receive([Message(RecordDict(), id_, "query.place") for id_ in ids], timeout=60)
+    print(sorted(reply.content.config_records["is"]["place"] for reply in replies))
+
+flwr_compat.simulate(server, client, nodes=3)
+"""
+
+
+@pytest.mark.slow
+def test_flowers_simulation_numbers_its_nodes_from_zero() -> None:
+    shown = subprocess.run([sys.executable, "-c", SIMULATION], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[-1] == "[0, 1, 2]"
