@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-from fleet.errors import SettingsError, SignatureError, TrustError, UsageError
+from fleet.errors import SettingsError, SignatureError, TaskError, TrustError, UsageError
 from fleet.messages import Fields
 from fleet.settings import Settings
 from fleet.signing import Sealed, canonical, claimed, seal, sha256, unseal
+from fleet.task import Task
 
 PREFIX = "edgefleet1."
 MAX_INVITATION = 2048
@@ -168,7 +169,7 @@ class Welcome:
     Attributes:
         root: The first root metadata: trust begins here.
         instruction_key: The key that instructions are signed with.
-        task: The task's name.
+        task: What the task takes and gives; its code is not here.
         reference: Where the coordinator has it from, as ``[task] file`` in ``fleet.toml``: for people, never loaded.
         settings: How the fleet learns; the node keeps these, and no coordinator can weaken them later.
         flower_id: The node's number in Flower.
@@ -177,7 +178,7 @@ class Welcome:
     name: str
     root: bytes
     instruction_key: Ed25519PublicKey
-    task: str
+    task: Task
     reference: str
     settings: Settings
     flower_id: int
@@ -188,7 +189,7 @@ class Welcome:
             "name": self.name,
             "root": encoded(self.root),
             "instruction_key": encoded(self.instruction_key.public_bytes_raw()),
-            "task": {"name": self.task, "reference": self.reference},
+            "task": {"spec": self.task.spec(), "reference": self.reference},
             "settings": self.settings.to_json(),
             "flower_id": self.flower_id,
         }
@@ -210,12 +211,12 @@ class Welcome:
                 name=invitation.name,
                 root=root,
                 instruction_key=Ed25519PublicKey.from_public_bytes(key),
-                task=str(data["task"]["name"]),
+                task=Task.of_spec(data["task"]["spec"]),
                 reference=str(data["task"]["reference"]),
                 settings=Settings.from_json(data["settings"]),
                 flower_id=int(data["flower_id"]),
             )
-        except (KeyError, TypeError, ValueError, SettingsError) as error:
+        except (KeyError, TypeError, ValueError, SettingsError, TaskError) as error:
             raise TrustError(f"{invitation.url} sent a welcome that cannot be read: {error}") from error
 
 

@@ -16,6 +16,7 @@ from fleet.events import EventLog
 from fleet.task import Recording, Task
 from node.agent import Agent
 from node.client_app import client_app
+from node.workshop import InProcess
 from simulations.clock import SimulatedClock
 from simulations.scenario import Wish, configured
 from simulations.world import PAUSE, CountingFetcher, Device, World, once_per_artifact, read_progress, read_window
@@ -106,7 +107,7 @@ def _device(folder: Path, name: str) -> tuple[Device, int]:
     fetcher = CountingFetcher(folder / "coordinator" / "repository")
     record = EventLog(folder / "events.jsonl", clock).record(name)
     node = folder / "nodes" / name
-    agent = Agent(node, task, fetcher=fetcher, clock=clock, admit=_admit, record=record)
+    agent = Agent(node, task, workshop=InProcess(fetcher), clock=clock, admit=_admit, record=record)
     return Device(recordings[name], agent, fetcher), hour
 
 

@@ -12,6 +12,7 @@ from fleet.enrolment import PREFIX, Enrolment, Invitation, Welcome, check_name, 
 from fleet.errors import SignatureError, TrustError, UsageError
 from fleet.settings import Settings
 from fleet.signing import seal, sha256
+from fleet.task import Task
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 ROOT = b'{"signed": {}}'
@@ -106,7 +107,15 @@ def test_a_request_that_does_not_prove_both_keys_is_refused(changed: dict[str, A
         Enrolment.opened(seal(Enrolment.PURPOSE, honest, key))
 
 
-WELCOME = Welcome("watch-07", ROOT, COORDINATOR, "smartwatch_features", "task.py:TASK", Settings(), 2**64 - 5)
+TASK = Task.of_spec(
+    {
+        "name": "toy",
+        "signature": {"input": "x", "shape": [2], "low": -1.0, "high": 1.0, "classes": ["left", "right"]},
+        "unit": {"name": "a point"},
+        "training": {"learning_rate": 0.5, "examples": 10},
+    }
+)
+WELCOME = Welcome("watch-07", ROOT, COORDINATOR, TASK, "task.py:TASK", Settings(), 2**64 - 5)
 
 
 def test_a_welcome_reads_back_where_the_invitation_vouches_for_it() -> None:
