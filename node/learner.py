@@ -12,6 +12,7 @@ from fleet.privacy.release import Noise, private_sum
 from fleet.task import Task, Windows, set_weights
 from fleet.weights import Flat
 from node.buffer import Buffer
+from node.head import head_of, watched
 from node.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class PerExampleGradients:
 
     def __init__(self, task: Task) -> None:
         self._model = task.model()
-        self._head = _head(self._model, task.signature.shape)
+        self._head = _only_head(self._model, task.signature.shape)
         self._wrapped = _wrap(self._head or self._model)
 
     def of(self, examples: Windows) -> Callable[[Flat], npt.NDArray[np.float64]]:
@@ -88,7 +89,7 @@ class PerExampleGradients:
         import torch
 
         x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
-        inputs = _watched(self._model, self._head, x)[1][0][0] if self._head else x
+        inputs = watched(self._model, self._head, x)[1][0][0] if self._head else x
 
         def gradients(weights: Flat) -> npt.NDArray[np.float64]:
             set_weights(self._model, weights)
@@ -109,30 +110,10 @@ def _rows(parameter: "torch.nn.Parameter") -> "torch.Tensor":
     return samples.reshape(len(samples), -1).double()
 
 
-def _head(model: "torch.nn.Module", shape: tuple[int, ...]) -> "torch.nn.Module | None":
-    """The only module with weights to train, if it is a linear layer whose very output the model returns."""
-    import torch
-
+def _only_head(model: "torch.nn.Module", shape: tuple[int, ...]) -> "torch.nn.Module | None":
+    """The model's last layer, if no other module has weights to train."""
     trained = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
-    if len(trained) != 1 or not isinstance(trained[0], torch.nn.Linear) or trained[0] is model:
-        return None
-    result, seen = _watched(model, trained[0], torch.zeros(1, *shape))
-    return trained[0] if len(seen) == 1 and result is seen[0][1] else None
-
-
-def _watched(
-    model: "torch.nn.Module", head: "torch.nn.Module", x: "torch.Tensor"
-) -> "tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]":
-    """What the model makes of ``x``, and each input and output of its head on the way."""
-    import torch
-
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    hook = head.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-    try:
-        with torch.no_grad():
-            return model(x), seen
-    finally:
-        hook.remove()
+    return head_of(model, shape) if len(trained) == 1 else None
 
 
 def _wrap(model: "torch.nn.Module") -> "torch.nn.Module":

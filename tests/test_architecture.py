@@ -24,6 +24,8 @@ ALLOWED = {
     },
     "torch": {
         "node/learner.py",
+        "node/head.py",
+        "node/personal.py",
         "fleet/task.py",
         "fleet/check.py",
         "coordinator/exporter.py",

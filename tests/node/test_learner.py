@@ -119,7 +119,7 @@ def autograd(model: nn.Module, weights: Flat, examples: Windows) -> npt.NDArray[
     return np.array(rows)
 
 
-@pytest.mark.parametrize("model", [mlp, Front, Scaled, Twice])
+@pytest.mark.parametrize("model", [mlp, Front, Scaled, Twice, lambda: nn.Linear(3, 3)])
 def test_gradients_are_those_of_each_example_alone(model: Any) -> None:
     toy, examples = task(model), points(7)
     gradients = PerExampleGradients(toy).of(examples)
