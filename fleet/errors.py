@@ -9,6 +9,7 @@ FleetError
 ├─ LinkError           the network failed                              try again later
 │  ├─ BusyError        the coordinator said when to come back          not before that
 │  └─ AllowanceError   today's bytes are used up                       tomorrow
+├─ StoreError          the disk is full or busy                        try again later
 ├─ TrustError          a base or a release must not be used            keep the active one
 │  ├─ SignatureError
 │  ├─ ExpiredError
@@ -69,6 +70,8 @@ class BusyError(LinkError):
 
 class AllowanceError(LinkError):
     """A metered link has carried what it may carry in one day."""
+class StoreError(FleetError):
+    """Something could not be written: the disk is full, or busy for too long."""
 
 
 class TrustError(FleetError):

@@ -1,6 +1,7 @@
 """What the node may learn from: labelled examples, split into partitions in order of arrival."""
 
 import sqlite3
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,12 +28,13 @@ class Buffer:
             self._signature.check(x)
             self._signature.check_label(int(y))
         with transaction(self._store):
-            start = len(self)
-            rows = [
-                (start + i, (start + i) // self._partition_size, x.tobytes(), int(y))
-                for i, (x, y) in enumerate(zip(windows.x, windows.y, strict=True))
-            ]
-            self._store.executemany("insert into example values (?, ?, ?, ?)", rows)
+            self.append([(x.tobytes(), int(y)) for x, y in zip(windows.x, windows.y, strict=True)])
+
+    def append(self, examples: Sequence[tuple[bytes, int]]) -> None:
+        """``keep`` for checked examples, inside a transaction of the caller: float32 bytes and the class."""
+        start = len(self)
+        rows = [(start + i, (start + i) // self._partition_size, x, y) for i, (x, y) in enumerate(examples)]
+        self._store.executemany("insert into example values (?, ?, ?, ?)", rows)
 
     def __len__(self) -> int:
         return int(self._store.execute("select count(*) from example").fetchone()[0])

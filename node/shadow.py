@@ -1,6 +1,7 @@
-"""Live windows on which two models answered: each labelled once, each evidence once."""
+"""Live windows: each labelled once, and each either evidence about two models, once, or a lesson for the learner."""
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,11 @@ import numpy.typing as npt
 from fleet.errors import InputError
 from fleet.messages import Watch
 from fleet.task import Signature
+from node.buffer import Buffer
 from node.predictor import Answer, Predictor
+
+UNLABELLED = 1000  # readings whose values are kept for a label that may come
+REMEMBERED = 10_000  # readings that a label still finds
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +31,24 @@ class Pair:
         return int(self.old_right) - int(self.new_right)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A reading ``x`` that was answered, and the release of the rival that watched then; None if nobody did."""
+
+    x: npt.NDArray[np.float32]
+    answer: Answer
+    watch: int | None
+
+
 class Shadow:
     """The record of live answers. The rival answers off the reply path, unheard.
 
     In shadow the rival is the candidate; on probation the candidate answers and the rival is the old model.
+
+    A reading that was answered while a rival watched is evidence, and is never learned from; one that nobody watched
+    is a lesson, and is never evidence. Which of them it is, is fixed when it is answered, by what runs at that time,
+    never by the reading, its answer or its label. (What runs follows from signed rollouts, and from vetoes of this
+    node, which earlier evidence decided.)
     """
 
     def __init__(self, store: sqlite3.Connection, signature: Signature) -> None:
@@ -44,6 +63,59 @@ class Shadow:
             (seq, x.tobytes(), answer.release, answer.label),
         )
         return seq
+
+    def record_request(self, request: str, readings: Sequence[Reading]) -> None:
+        """Keep what was answered together, inside a transaction of the caller. A name used again is a new request."""
+        first = self.next_seq()
+        rows = [
+            (first + i, one.x.tobytes(), one.answer.release, one.answer.label, one.watch, one.watch is None)
+            for i, one in enumerate(readings)
+        ]
+        statement = "insert into reading (seq, x, release, answer, watch, lesson) values (?, ?, ?, ?, ?, ?)"
+        self._store.executemany(statement, rows)
+        self._store.execute("update reading set request = ?, size = ? where seq = ?", (request, len(readings), first))
+
+    def teach(self, request: str, labels: Sequence[int], buffer: Buffer) -> int:
+        """The truth about the readings of a request, inside a transaction of the caller; lessons go to the buffer.
+
+        The first label of a reading counts; how many were new.
+
+        Raises:
+            InputError: No such request, not a label a reading, or no such class; nothing changes.
+        """
+        for label in labels:
+            self._signature.check_label(label)
+        query = "select seq, size from reading where request = ? order by seq desc limit 1"
+        row = self._store.execute(query, (request,)).fetchone()
+        if row is None:
+            raise InputError(f"id: no answer {request!r} is on record")
+        first, size = row
+        if len(labels) != size:
+            raise InputError(f"labels: {len(labels)}, the request {request!r} had {size} readings")
+        statement = "update reading set label = ? where seq = ? and label is null"
+        new = [
+            (seq, label)
+            for seq, label in enumerate(labels, first)
+            if self._store.execute(statement, (label, seq)).rowcount
+        ]
+        buffer.append([lesson for seq, label in new for lesson in self._lesson(seq, label)])
+        return len(new)
+
+    def _lesson(self, seq: int, label: int) -> list[tuple[bytes, int]]:
+        """The example of one reading, which hands over its values; none if it is evidence or was forgotten."""
+        query = "select x from reading where seq = ? and lesson and x is not null"
+        rows = self._store.execute(query, (seq,)).fetchall()
+        self._store.execute("update reading set x = null where seq = ? and lesson", (seq,))
+        return [(x, label) for (x,) in rows]
+
+    def forget(self) -> None:
+        """Drop the values of all but the newest unlabelled readings, and readings that no label will find any more."""
+        query = "select seq from reading where x is not null order by seq desc limit 1 offset ?"
+        if row := self._store.execute(query, (UNLABELLED,)).fetchone():
+            self._store.execute("update reading set x = null where x is not null and seq <= ?", row)
+        self._store.execute(
+            "delete from reading where seq < ? and (label is null or rival is null)", (self.next_seq() - REMEMBERED,)
+        )
 
     def next_seq(self) -> int:
         """The number of the next request."""
@@ -65,11 +137,14 @@ class Shadow:
             raise InputError(f"label: there was no request {seq}")
 
     def compare(self, rival: Predictor | None, answering: int) -> None:
-        """Let the rival answer the readings that ``answering`` answered, and forget all readings seen so far."""
-        query = "select seq, x, release from reading where x is not null order by seq"
-        for seq, raw, release in self._store.execute(query).fetchall():
+        """Let the rival answer the readings that ``answering`` answered, and forget all of them but lessons.
+
+        A rival is shown nothing that was answered before it was there, and nothing twice.
+        """
+        query = "select seq, x, release, watch from reading where x is not null and not lesson order by seq"
+        for seq, raw, release, watch in self._store.execute(query).fetchall():
             given = None
-            if rival is not None and release == answering:
+            if rival is not None and release == answering and watch in (None, rival.release):
                 x = np.frombuffer(raw, np.float32).reshape(self._signature.shape)
                 given = (rival.release, rival.answer(x).label)
             statement = "update reading set x = null, rival = ?, rival_answer = ? where seq = ?"

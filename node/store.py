@@ -19,7 +19,9 @@ create table if not exists example (
     seq integer primary key, partition integer not null, x blob not null, y integer not null);
 create table if not exists reading (
     seq integer primary key, x blob, release integer not null, answer integer not null,
-    rival integer, rival_answer integer, label integer, report text);
+    rival integer, rival_answer integer, label integer, report text,
+    watch integer, lesson integer not null default 0, request text, size integer);
+create index if not exists reading_request on reading (request) where request is not null;
 create table if not exists session (
     seq integer primary key, base integer not null, base_digest text not null, mu2 integer not null,
     payload blob not null, round integer unique, body blob, signature blob);
@@ -59,7 +61,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("begin immediate")
     try:
         yield
+        connection.execute("commit")
     except BaseException:
-        connection.execute("rollback")
+        if connection.in_transaction:  # a full disk may have ended it already
+            connection.execute("rollback")
         raise
-    connection.execute("commit")
