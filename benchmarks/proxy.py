@@ -4,6 +4,7 @@ import random
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -207,7 +208,5 @@ def _drain(end: socket.socket) -> None:
 
 
 def _end(end: socket.socket) -> None:
-    try:
+    with suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass

@@ -70,6 +70,8 @@ class BusyError(LinkError):
 
 class AllowanceError(LinkError):
     """A metered link has carried what it may carry in one day."""
+
+
 class StoreError(FleetError):
     """Something could not be written: the disk is full, or busy for too long."""
 

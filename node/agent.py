@@ -34,6 +34,7 @@ from node.slots import Slots
 from node.store import open_store
 
 POLL_INTERVAL = timedelta(hours=1)
+RETRY_INTERVAL = timedelta(minutes=1)
 ROUND = "round"
 
 
@@ -185,6 +186,11 @@ class Agent:
                 self._record("report-refused", release=wish.release, reason=str(error))
                 return None
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is in play: a release on trial, or a session that a round waits for."""
+        return self._wish is not None or self.stages.candidate() is not None
+
     def pull_soon(self) -> None:
         """Look at the coordinator's shelf at the next step: something new is said to lie there."""
         self._next_poll = datetime.min.replace(tzinfo=UTC)
@@ -214,6 +220,7 @@ class Agent:
 
     def _pull(self) -> None:
         if self.clock() >= self._next_poll:
+            self._next_poll = self.clock() + RETRY_INTERVAL
             self._rollout = self._workshop.pull(self)
             self._next_poll = self.clock() + POLL_INTERVAL
 

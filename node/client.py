@@ -51,6 +51,7 @@ class Client:
         (self.model,) = self._json("GET", "/v2")["models"]
         metadata = self._json("GET", f"/v2/models/{self.model}")
         self._input = metadata["inputs"][0]["name"]
+        self.shape: tuple[int, ...] = tuple(metadata["inputs"][0]["shape"][1:])
 
     def infer(self, x: npt.NDArray[np.float32], id: str = "") -> Answer:  # noqa: A002 - as the protocol calls it
         """The answer to one reading, float32 in the task's shape.
@@ -73,14 +74,15 @@ class Client:
         logits = np.array(outputs["logits"], np.float32)
         return Answer(said["id"], outputs["label"][0], outputs["class"][0], logits, said["parameters"]["release"])
 
-    def label(self, id: str, label: str | int) -> None:  # noqa: A002 - as the protocol calls it
-        """The truth about an earlier answer: the name or the index of a class. The first one counts.
+    def label(self, id: str, label: str | int) -> int:  # noqa: A002 - as the protocol calls it
+        """The truth about an earlier answer: the name or the index of a class. The first one counts, and gives 1.
 
         Raises:
             InputError: The node knows no such answer or class.
             LinkError: It does not answer, or cannot store the label now.
         """
-        self._json("POST", f"/v2/models/{self.model}/labels", json.dumps({"id": id, "label": label}).encode())
+        body = json.dumps({"id": id, "label": label}).encode()
+        return int(self._json("POST", f"/v2/models/{self.model}/labels", body)["labelled"])
 
     def close(self) -> None:
         """Let go of the connection."""

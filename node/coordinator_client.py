@@ -22,10 +22,16 @@ _MAX_JSON_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How things stand at the coordinator: the open round, the newest release, and when to ask again, in seconds."""
+    """How things stand at the coordinator.
+
+    Attributes:
+        round: The open round.
+        shelf: The version of what is published: it grows with every base, release and step of a rollout.
+        poll_s: When to ask again, in seconds.
+    """
 
     round: int | None
-    release: int
+    shelf: int
     poll_s: float
 
 
@@ -87,10 +93,10 @@ class CoordinatorClient:
             RefusedError: The node is revoked or unknown.
         """
         data = _json(self.get("/api/v1/status", limit=_MAX_JSON_BYTES), "status")
-        round_, release, poll_s = data.get("round"), data.get("release"), data.get("poll_s")
-        if not _whole(release) or not (round_ is None or _whole(round_)) or not isinstance(poll_s, int | float):
+        round_, shelf, poll_s = data.get("round"), data.get("shelf"), data.get("poll_s")
+        if not _whole(shelf) or not (round_ is None or _whole(round_)) or not isinstance(poll_s, int | float):
             raise LinkError("status: the answer is malformed")
-        return Standing(round_, release, float(poll_s))  # type: ignore[arg-type]
+        return Standing(round_, shelf, float(poll_s))  # type: ignore[arg-type]
 
     def get(self, path: str, *, limit: int) -> Reply:
         """GET with a token; a token that is refused is renewed once. Errors as in ``standing``."""

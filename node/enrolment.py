@@ -89,4 +89,5 @@ def _enrolled(
         root=welcome.root,
         settings=welcome.settings,
         task=welcome.task,
+        flower_id=welcome.flower_id,
     )

@@ -1,6 +1,6 @@
 """What a node does in a process of its own, so that its memory goes back and its death hurts no answer.
 
-``python -P -m node.errand`` reads one line of JSON, the order, and writes one, the outcome. It ends when its parent does.
+``python -P -m node.errand`` reads one line of JSON, the order, and writes one, the outcome; it ends with its parent.
 """
 
 import json
@@ -57,7 +57,7 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
     workshop = InProcess(HttpFetcher(client))
     record = EventLog(folder / "events.jsonl", clock).record(identity.name)
     wish = UpdateInstruction.of(order["wish"]) if order["wish"] else None
-    here = _task(membership.reference, identity.task) if wish else identity.task
+    here = code_of(membership.reference, identity.task) if wish else identity.task
     agent = Agent(folder, here, workshop=workshop, clock=clock, record=record)
     try:
         if wish:
@@ -70,8 +70,12 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
         transport.close()
 
 
-def _task(reference: str, pinned: Task) -> Task:
-    """The task with its code, if it is the one that this node was enrolled for."""
+def code_of(reference: str, pinned: Task) -> Task:
+    """The task with its code, if it is the one that this node was enrolled for.
+
+    Raises:
+        TaskError: It cannot be loaded, or is another task.
+    """
     if not reference:
         raise TaskError("this node has no task code, so it cannot learn: enrol it with --task")
     file, _, name = reference.rpartition(":")

@@ -22,6 +22,7 @@ class Identity:
         root: The trusted root metadata of The Update Framework.
         settings: The node's own privacy settings: no coordinator can weaken them.
         task: What the task takes and gives, so that the node answers without the task's code.
+        flower_id: The node's number in Flower; 0 where Flower hands one out at every start.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Identity:
     root: bytes
     settings: Settings
     task: Task
+    flower_id: int = 0
 
     def __repr__(self) -> str:
         return f"Identity(name={self.name!r})"
@@ -47,6 +49,7 @@ class Identity:
             "root": self.root,
             "settings": canonical(self.settings.to_json()),
             "task": canonical(self.task.spec()),
+            "flower_id": str(self.flower_id).encode(),
         }
         with transaction(store):
             if store.execute("select 1 from identity").fetchone():
@@ -71,6 +74,7 @@ class Identity:
                 root=rows["root"],
                 settings=Settings.from_json(json.loads(rows["settings"])),
                 task=Task.of_spec(json.loads(rows["task"])),
+                flower_id=int(rows["flower_id"]),
             )
         except (KeyError, ValueError, SettingsError, TaskError) as error:
             raise TamperedError(f"identity: {error} is missing or wrong") from error

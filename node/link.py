@@ -1,7 +1,5 @@
 """The node's link to Flower's Fleet API: comes online, asks for messages, has its own ClientApp answer them."""
 
-import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -227,11 +225,3 @@ class FlowerPost:
         if self._signed is None or not timedelta(0) <= now - self._signed[0] < _SIGNED:
             self._signed = now, flower_headers(self._key, now)
         return self._signed[1]
-
-
-def run(link: Link, stop: threading.Event) -> None:
-    """Step until told to stop."""
-    while not stop.is_set():
-        due = link.step(time.monotonic())
-        stop.wait(max(0.0, due - time.monotonic()))
-    link.close()

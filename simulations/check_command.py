@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from fleet.errors import MissingExtraError, TaskError
-from simulations.simulate_command import CONFIG, Format
+from fleet.output import Format
+from simulations.simulate_command import CONFIG
 
 
 def check(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ import typer
 
 from fleet import durable
 from fleet.errors import MissingExtraError, UsageError
+from fleet.output import Format
 
 if TYPE_CHECKING:
     from fleet.settings import Settings
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 
 CONFIG = Path("fleet.toml")
 LOCK = "run.lock"
-
-
-class Format(StrEnum):
-    """How to print."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def simulate(

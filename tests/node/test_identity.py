@@ -14,7 +14,7 @@ from fleet.task import Task
 from node.identity import Identity
 from node.store import open_store
 
-PARTS = ("name", "key", "coordinator", "root", "settings", "task")
+PARTS = ("name", "key", "coordinator", "root", "settings", "task", "flower_id")
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
 SPEC = {
     "name": "toy",

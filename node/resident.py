@@ -1,0 +1,160 @@
+"""A node's one resident process: it answers, keeps its link, and minds its releases; the heavy work is children's."""
+
+import fcntl
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fleet.enrolment import pem
+from fleet.errors import TrustError, UsageError
+from fleet.events import EventLog
+from fleet.messages import UpdateInstruction
+from node.agent import Agent
+from node.allowance import Allowance
+from node.children import Children
+from node.coordinator_client import CoordinatorClient, CoordinatorClock
+from node.desk import Desk
+from node.gauges import NodeGauges
+from node.http_server import HttpServer
+from node.identity import Identity
+from node.local_api import LocalApi
+from node.membership import Membership
+from node.store import open_store
+from node.transport import Transport
+
+if TYPE_CHECKING:
+    from node.link import Link
+
+BUSY_S = 0.5  # between two looks at what labels say of a release on trial
+IDLE_S = 5.0
+LOCK = "node.lock"
+
+
+class Resident:
+    """One node over its folder, from ``start`` to ``stop``. Nothing that fails elsewhere keeps it from answering.
+
+    Args:
+        listen: Where the local API is, as in ``node.address.parse``.
+        online: Whether there is a coordinator to talk to.
+        daily_bytes: What a metered link may carry a day; None for any number.
+    """
+
+    def __init__(self, folder: Path, *, listen: str, online: bool, daily_bytes: int | None) -> None:
+        store = open_store(folder / "node.db")  # the link's connection: no other thread uses it
+        identity, membership = Identity.load(store), Membership.load(store)
+        if identity is None or membership is None:
+            raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
+        self._clock = CoordinatorClock(lambda: datetime.now(UTC))
+        self._record = EventLog(folder / "events.jsonl", self._clock).record(identity.name)
+        self._children = Children(lambda: self._clock.offset, daily_bytes=daily_bytes)
+        workshop = self._children if online else _Nothing()
+        self.agent = Agent(folder, identity.task, workshop=workshop, clock=self._clock, record=self._record)
+        self._desk = Desk(
+            folder / "node.db",
+            identity.task.signature,
+            self.agent.serving,
+            partition_size=identity.settings.privacy.partition_examples,
+            record=self._record,
+        )
+        gauges = NodeGauges(folder, self.agent.ledger.budget, self._clock)
+        self._server = HttpServer(
+            listen, LocalApi(self._desk, identity.task.name, gauges=gauges.read, record=self._record)
+        )
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._link = self._linked(store, identity, membership, daily_bytes) if online else None
+
+    @property
+    def address(self) -> str:
+        """Where the local API is found."""
+        return self._server.address
+
+    def run(self) -> None:
+        """Serve until ``stop``; the caller's thread minds the releases."""
+        self._server.start()
+        self._record("started", address=self.address)
+        talk = threading.Thread(target=self._talk, name="link")
+        talk.start()
+        try:
+            while not self._stop.is_set():
+                self.agent.step()
+                self._wake.wait(BUSY_S if self.agent.busy else IDLE_S)
+                self._wake.clear()
+        finally:
+            self.stop()
+            talk.join()
+            self._server.close()
+            self._desk.close()
+            self.agent.close()
+            self._record("stopped")
+
+    def stop(self) -> None:
+        """End soon; what a child did durably stays."""
+        self._stop.set()
+        self._wake.set()
+        self._children.stop()
+
+    def _talk(self) -> None:
+        if self._link is None:
+            return
+        shelf = 0
+        while not self._stop.is_set():
+            due = self._link.step(time.monotonic())
+            if (standing := self._link.standing) and standing.shelf != shelf:
+                shelf = standing.shelf
+                self.agent.pull_soon()
+                self._wake.set()
+            elif self.agent.busy:
+                self._wake.set()
+            self._stop.wait(max(0.0, due - time.monotonic()))
+        self._link.close()
+
+    def _linked(
+        self, store: sqlite3.Connection, identity: Identity, membership: Membership, daily_bytes: int | None
+    ) -> "Link":
+        from fleet.flwr_compat import FleetApi, quieten
+        from node.client_app import client_app
+        from node.link import FlowerPost, Link
+
+        quieten()
+        allowance = Allowance(store, daily_bytes, self._clock)
+        transport = Transport(membership.url, authority=membership.authority or None, spend=allowance.spend)
+        client = CoordinatorClient(transport, self._clock, node=identity.name, key=identity.key)
+        return Link(
+            FleetApi(FlowerPost(transport, membership.flower_key, self._clock)),
+            client_app(self.agent),
+            public_key=pem(membership.flower_key.public_key()),
+            clock=self._clock,
+            standing=client.standing,
+            chance=random.random,
+            node_id=identity.flower_id or None,
+            record=self._record,
+        )
+
+
+class _Nothing:
+    """The workshop of a node without a coordinator: there is nothing to pull, and nobody to learn for."""
+
+    def pull(self, agent: Agent) -> None: ...
+
+    def learn(self, agent: Agent, wish: UpdateInstruction) -> None: ...
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a node's folder: one resident process runs it at a time.
+
+    Raises:
+        UsageError: Another process runs it.
+    """
+    with open(folder / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{folder} is run by another process") from error
+        yield

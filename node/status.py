@@ -1,0 +1,65 @@
+"""How a node stands, read from its folder."""
+
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fleet.errors import TrustError
+from fleet.privacy.gaussian import Budget
+from node.buffer import Buffer
+from node.identity import Identity
+from node.ledger import Ledger
+from node.membership import Membership
+from node.promotion import StageLog
+from node.store import open_store
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """Figures by name, for people and for programs; nothing is changed.
+
+    Raises:
+        TamperedError: The store or the ledger was altered.
+        TrustError: The folder belongs to no node.
+    """
+    if not (folder / "node.db").exists():
+        raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
+    store = open_store(folder / "node.db")
+    try:
+        identity, membership = Identity.load(store), Membership.load(store)
+        if identity is None:
+            raise TrustError(f"{folder} was never enrolled: 'edgefleet node enrol INVITATION' goes on with it")
+        return _of(store, identity, membership)
+    finally:
+        store.close()
+
+
+def _of(store: sqlite3.Connection, identity: Identity, membership: Membership | None) -> dict[str, Any]:
+    privacy = identity.settings.privacy
+    ledger = Ledger(store, Budget(privacy.epsilon, privacy.delta, identity.task.unit.group))
+    stages = StageLog(store)
+    active, previous = stages.serving()
+    candidate = stages.candidate()
+    buffer = Buffer(store, identity.task.signature, partition_size=privacy.partition_examples)
+    return {
+        "name": identity.name,
+        "task": identity.task.name,
+        "coordinator": membership.url if membership else None,
+        "learns": bool(membership and membership.reference),
+        "release": active,
+        "previous_release": previous,
+        "candidate": candidate[0] if candidate else None,
+        "stage": candidate[1].value if candidate else None,
+        "epsilon_spent": round(ledger.epsilon(), 6),
+        "epsilon_budget": privacy.epsilon,
+        "unit": identity.task.unit.name,
+        "examples": len(buffer),
+        "updates_sent": _count(store, "session where round is not null"),
+        "updates_waiting": _count(store, "session where round is null"),
+        "answers": _count(store, "reading"),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _count(store: sqlite3.Connection, what: str) -> int:
+    return int(store.execute(f"select count(*) from {what}").fetchone()[0])  # noqa: S608 - one of ours, above
