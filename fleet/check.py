@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fleet.errors import FleetError, InputError, TaskError
 from fleet.settings import Settings
-from fleet.task import Recording, Task, Windows, weights_of
+from fleet.task import Recording, Task, Windows, check_device_name, weights_of
 from fleet.weights import Flat
 
 if TYPE_CHECKING:
@@ -174,6 +174,10 @@ def check_data(task: Task, settings: Settings) -> Iterator[Finding]:
     except Exception as error:  # noqa: BLE001 - the author's code may raise anything
         yield _error("devices", f"fails: {_said(error)}")
         return
+    wrong = list(_misshapen(recordings))
+    yield from wrong
+    if wrong:
+        return
     if len(recordings) < settings.round.min_updates:
         found = f"{len(recordings)} devices, but a round needs round.min_updates = {settings.round.min_updates}"
         yield Finding("warning", "devices", f"{found}: a simulation of them cannot close a round")
@@ -181,6 +185,39 @@ def check_data(task: Task, settings: Settings) -> Iterator[Finding]:
     yield from wrong
     if not wrong:
         yield from _undeclared_overlap(task, recordings)
+        yield from _short_streams(settings, recordings)
+
+
+def _misshapen(recordings: object) -> Iterator[Finding]:
+    """Whatever is not a dict of recordings by the names of nodes."""
+    if not isinstance(recordings, dict):
+        yield _error("devices", f"returns {_kind(recordings)}, not a dict of Recording by device name")
+        return
+    for name, recording in recordings.items():
+        try:
+            check_device_name(name)
+        except TaskError as error:
+            yield _error("devices", str(error))
+        if not isinstance(recording, Recording):
+            yield _error(f"device {name!r:.80}", f"is {_kind(recording)}, not a Recording")
+            continue
+        for part, windows in (("train", recording.train), ("live", recording.live)):
+            if not isinstance(windows, Windows):
+                yield _error(f"device {name}, {part}", f"is {_kind(windows)}, not Windows")
+            elif not all(isinstance(array, np.ndarray) for array in (windows.x, windows.y)):
+                yield _error(f"device {name}, {part}", "x and y must be numpy arrays")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _short_streams(settings: Settings, recordings: dict[str, Recording]) -> Iterator[Finding]:
+    """Windows are used once: a stream that is over before the shadow's quota never says anything of a release."""
+    quota, longest = settings.release.shadow_windows, max((len(seen.live) for seen in recordings.values()), default=0)
+    if quota > longest:
+        found = f"{quota}, but no device has more than {longest} live windows"
+        yield Finding("warning", "release.shadow_windows", f"{found}: a simulation of them promotes nothing")
 
 
 def _recording(task: Task, name: str, recording: Recording) -> Iterator[Finding]:

@@ -89,6 +89,7 @@ class Agent:
         self.noise_multiplier = budget.noise_multiplier(privacy.planned_releases)
         self.outbox = Outbox(self._store, self.ledger, node=identity.name, key=identity.key)
         self._wish: UpdateInstruction | None = None
+        self._spent = ""
 
     def _open_serving(self, admit: Admit) -> None:
         identity = self.identity
@@ -154,6 +155,8 @@ class Agent:
         for part in (self._pull, self._settle, self._learn):
             try:
                 part()
+            except BudgetError as error:
+                self._note_spent(str(error))
             except (FleetError, OSError, sqlite3.OperationalError) as error:
                 self._record("kept", part=part.__name__.strip("_"), reason=str(error))
 
@@ -233,3 +236,9 @@ class Agent:
         wish, self._wish = self._wish, None  # whatever comes of it: the next ask is the next wish
         if wish is not None and not self.outbox.waiting(wish.base):
             self._workshop.learn(self, wish)
+
+    def _note_spent(self, reason: str) -> None:
+        """Once, and not at every round that is still to come."""
+        if reason != self._spent:
+            self._spent = reason
+            self._record("spent", reason=reason)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fleet.errors import MissingExtraError, TaskError
+from fleet.errors import MissingExtraError, SettingsError, TaskError
 from fleet.output import Format
-from simulations.simulate_command import CONFIG
+from simulations.simulate_command import config_here
 
 
 def check(
@@ -18,13 +18,19 @@ def check(
     """Explain what of fleet.toml's task, or of the built-in one, would not work."""
     try:
         from coordinator.requantizer import register
+        from coordinator.strategy import ServerStep
+        from fleet.check import Finding
         from fleet.check import check as findings_of
         from simulations.scenario import Wish, configured
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
-    config = str(CONFIG.absolute()) if CONFIG.exists() and not model else None
-    task_, settings = configured(Wish(config, model or "features", fold))
+    task_, settings = configured(Wish(config_here(model), model or "features", fold))
     findings = findings_of(task_, settings, lambda task, weights: register(task, weights).warnings)
+    try:
+        ServerStep(settings.round)
+    except SettingsError as error:
+        subject, _, message = str(error).partition(": ")
+        findings.append(Finding("error", subject, message))
     if format_ is Format.JSON:
         typer.echo(json.dumps([{"level": f.level, "subject": f.subject, "message": f.message} for f in findings]))
     else:

@@ -1,21 +1,33 @@
 """``edgefleet init``: writes a folder with a task and settings that work."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from fleet.errors import UsageError
+from simulations.simulate_command import Format
 
 _TEMPLATE = Path(__file__).parent / "templates" / "digits"
 
 
-def init(name: str) -> None:
+def init(
+    name: str,
+    format_: Annotated[Format, typer.Option("--format", help="Lines for people, or one JSON object.")] = Format.TEXT,
+) -> None:
     """Write NAME, a new or empty folder, with an example task, its settings, and a page on both."""
     folder = Path(name)
     write(folder)
-    print(f"Wrote {folder} with task.py, fleet.toml and README.md. Next:")
+    if format_ is Format.JSON:
+        files = sorted(path.name for path in folder.iterdir())
+        typer.echo(json.dumps({"folder": str(folder), "files": files}))
+        return
+    typer.echo(f"Wrote {folder} with task.py, fleet.toml and README.md. Next:")
     for step in (f"cd {folder}", "edgefleet check", "edgefleet simulate"):
-        print(f"  {step}")
+        typer.echo(f"  {step}")
 
 
 def write(folder: Path) -> None:

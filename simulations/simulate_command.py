@@ -45,13 +45,23 @@ def simulate(
         folder = resume
         wish, pinned = Wish.saved(resume)
     else:
-        config = str(CONFIG.absolute()) if CONFIG.exists() else None
-        if config and model:
-            raise UsageError("--model chooses a built-in model, but fleet.toml here names a task; leave one out")
-        wish = Wish(config, model or "features", fold, seed, nodes, rounds, epsilon)
+        wish = Wish(config_here(model), model or "features", fold, seed, nodes, rounds, epsilon)
         pinned = None
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
     _play(folder, wish, pinned, started, format_)
+
+
+def config_here(model: str | None) -> str | None:
+    """The ``fleet.toml`` of this folder, if there is one.
+
+    Raises:
+        UsageError: There is one, and ``model`` asks for the built-in task.
+    """
+    if not CONFIG.exists():
+        return None
+    if model:
+        raise UsageError("--model chooses a built-in model, but fleet.toml here names a task; leave one out")
+    return str(CONFIG.absolute())
 
 
 def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float, format_: Format) -> None:

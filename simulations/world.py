@@ -19,7 +19,7 @@ from fleet.events import EventLog, Record
 from fleet.release import Release
 from fleet.settings import Settings
 from fleet.signing import canonical, sha256
-from fleet.task import Recording, Task, weights_of
+from fleet.task import Recording, Task, check_device_name, weights_of
 from node.admission import Admit, admit
 from node.agent import Agent
 from node.client_app import client_app
@@ -177,6 +177,7 @@ class World:
         return device.agent.shadow.next_seq() < len(device.recording.live)
 
     def _provision(self, name: str, recording: Recording, flower_id: int) -> Device:
+        check_device_name(name)
         fetcher = CountingFetcher(self.repository.folder)
         agent = provision(
             self.folder / "nodes" / name,

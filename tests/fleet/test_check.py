@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fleet.check import Finding, _most_windows, check
 from fleet.errors import TaskError
 from fleet.settings import Settings
-from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows
+from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows, check_device_name
 from fleet.weights import Flat
 
 SETTINGS = Settings()
@@ -213,6 +213,52 @@ def test_devices_that_cannot_be_read_are_one_line() -> None:
     assert check(task(devices=missing), SETTINGS, content) == [
         Finding("error", "devices", "fails: FileNotFoundError: model.txt")
     ]
+
+
+@pytest.mark.parametrize(
+    ("devices", "subject", "message"),
+    [
+        pytest.param(None, "devices", "returns None, not a dict", id="nothing"),
+        pytest.param([Recording("p", windows(), windows())], "devices", "returns a list", id="a list"),
+        pytest.param({"d0": (windows(), windows())}, "device 'd0'", "is a tuple, not a Recording", id="a tuple"),
+        pytest.param(
+            {"d0": Recording("p", windows(), None)}, "device d0, live", "is None, not Windows", id="no windows"
+        ),  # type: ignore[arg-type]
+        pytest.param(
+            {"d0": Recording("p", Windows([1.0], [0]), windows())},  # type: ignore[arg-type]
+            "device d0, train",
+            "numpy arrays",
+            id="lists of numbers",
+        ),
+    ],
+)
+def test_recordings_of_another_kind_are_one_line(devices: Any, subject: str, message: str) -> None:
+    (finding,) = check(task(devices=lambda: devices), SETTINGS, content)
+    assert (finding.level, finding.subject) == ("error", subject)
+    assert message in finding.message
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../x", "a/b", "/etc", "a\0b", ".hidden", "-rf", "a b", "d\n", "é", "x" * 65, 7]
+)
+def test_a_device_whose_name_is_no_name_for_a_folder_is_refused(name: Any) -> None:
+    seen = Recording("p", windows(), windows(begin=200))
+    (finding,) = check(task(devices=lambda: {name: seen}), SETTINGS, content)
+    assert (finding.level, finding.subject) == ("error", "devices")
+    assert "is no device name" in finding.message
+    assert len(finding.message) < 200
+
+
+@pytest.mark.parametrize("name", ["a", "7", "person01-left", "A_b.c-9", "x" * 64])
+def test_an_ordinary_device_name_is_accepted(name: str) -> None:
+    check_device_name(name)
+
+
+def test_a_shadow_that_outlasts_every_stream_is_warned_of() -> None:
+    short = device(windows(), live=Windows(windows(begin=200).x[:7], windows().y[:7]))
+    (finding,) = check(task(devices=short), SETTINGS, content)
+    assert (finding.level, finding.subject) == ("warning", "release.shadow_windows")
+    assert "8, but no device has more than 7 live windows" in finding.message
 
 
 def test_a_device_without_training_windows_is_mentioned() -> None:

@@ -1,5 +1,6 @@
 """``edgefleet init``."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fleet import settings, task
 from fleet.check import check
 from fleet.errors import UsageError
 from simulations.init_command import init, write
+from simulations.simulate_command import Format
 from simulations.warm_start import warm_start
 
 
@@ -24,6 +26,14 @@ def test_a_new_folder_has_a_task_settings_and_the_next_steps(
     assert sorted(path.name for path in (tmp_path / "digits").iterdir()) == ["README.md", "fleet.toml", "task.py"]
     steps = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
     assert steps == ["cd digits", "edgefleet check", "edgefleet simulate"]
+
+
+def test_as_json_it_names_the_folder_and_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    init("digits", Format.JSON)
+    assert json.loads(capsys.readouterr().out) == {"folder": "digits", "files": ["README.md", "fleet.toml", "task.py"]}
 
 
 def test_the_task_it_writes_works_as_it_is(tmp_path: Path) -> None:

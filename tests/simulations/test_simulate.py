@@ -221,6 +221,24 @@ TASK = dataclasses.replace(TASK, devices=_spoiled)
     assert not (tmp_path / "digits" / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["check", "simulate"])
+def test_a_built_in_model_is_not_chosen_in_a_folder_with_a_task(tmp_path: Path, command: str) -> None:
+    write(tmp_path / "digits")
+    shown = edgefleet(command, "--model", "cnn", cwd=tmp_path / "digits")
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "leave one out" in shown.stderr
+
+
+def test_check_finds_a_server_step_that_is_none(tmp_path: Path) -> None:
+    write(tmp_path / "digits")
+    config = tmp_path / "digits" / "fleet.toml"
+    config.write_text(config.read_text().replace("strategy:FedAvgM", "strategy:FedNone"))
+    shown = edgefleet("check", "--format", "json", cwd=tmp_path / "digits")
+    assert (shown.returncode, "Traceback" in shown.stderr) == (3, False)
+    [finding] = json.loads(shown.stdout)
+    assert (finding["level"], finding["subject"]) == ("error", "round.server_step")
+
+
 def test_a_model_that_mixes_examples_is_refused_before_it_is_promised_any_privacy(tmp_path: Path) -> None:
     write(tmp_path / "digits")
     with open(tmp_path / "digits" / "task.py", "a") as task:
