@@ -20,7 +20,7 @@ from coordinator.publisher import EVERYBODY, Publisher
 from fleet import durable
 from fleet.errors import DowngradeError, ExpiredError, InputError, LinkError, SignatureError, TamperedError, TrustError
 from fleet.messages import Instruction, Report, ReportInstruction, Update, UpdateInstruction, Watch, decode
-from fleet.release import Rollout
+from fleet.release import ROLLOUT_PATH, Rollout
 from fleet.settings import Settings
 from fleet.signing import Sealed, unseal
 from fleet.trust.keys import Keyring
@@ -315,6 +315,43 @@ def forge_metadata(world: World) -> None:
     metadata = json.loads(path.read_bytes())
     metadata["signed"]["version"] += 1
     path.write_text(json.dumps(metadata))
+
+
+def forge_weights(world: World) -> None:
+    [path] = (world.repository.folder / "targets" / "releases" / "00000002").glob("*.weights.bin")
+    path.write_bytes(bytes(len(path.read_bytes())))
+
+
+def offer_an_older_shelf(world: World) -> None:
+    """With a release that it was never offered; and it has lost its cache of what it saw."""
+    older = shutil.copytree(world.repository.folder, world.folder / "older")
+    world.repository.publish("rollout", {ROLLOUT_PATH: Rollout(1, "salt", EVERYBODY, serving=1).to_bytes()})
+    world.agent.step()
+    shutil.rmtree(world.folder / "node" / "trust")
+    world.restart()
+    shutil.rmtree(world.repository.folder)
+    older.rename(world.repository.folder)
+    world.now += timedelta(hours=2)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        pytest.param(forge_metadata, "signed", id="unsigned metadata"),
+        pytest.param(forge_weights, "hash", id="unsigned weights"),
+        pytest.param(let_metadata_expire, "expired", id="expired"),
+        pytest.param(offer_an_older_shelf, "have seen", id="below the floor"),
+    ],
+)
+def test_I6_nothing_unsigned_expired_or_below_the_floor_is_staged(
+    world: World, trouble: Callable[[World], None], reason: str
+) -> None:
+    world.publish(2, EVERYBODY)
+    world.now += timedelta(hours=2)
+    trouble(world)
+    world.agent.step()
+    assert reason in world.events[-1][1]["reason"]
+    assert world.agent.stages.newest() == world.says() == 1
 
 
 @pytest.mark.parametrize("trouble", [shut_down, let_metadata_expire, empty_the_shelf, forge_metadata])
