@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fleet.errors import UsageError
-from simulations.simulate_command import Format
+from fleet.output import Format
 
 _TEMPLATE = Path(__file__).parent / "templates" / "digits"
 
