@@ -14,7 +14,7 @@ from coordinator.aggregation import RULES
 from coordinator.publisher import Publisher, rollout_of
 from coordinator.registry import Registry
 from coordinator.rollout import Phase, RolloutState, judge
-from coordinator.round import Round, RoundState, verdict
+from coordinator.round import Round, RoundState, is_due, verdict
 from coordinator.rounds import BaseRow, Refusal
 from coordinator.strategy import ServerStep
 from coordinator.vault import Vault
@@ -95,13 +95,15 @@ class Coordinator:
 
     # up: a round
 
-    def open_round(self) -> Round | None:
-        """The open round; a new one if none is open and the plan has rounds left."""
-        current = self.registry.rounds.current()
-        if current or len(self.registry.rounds.all()) >= self._settings.round.rounds:
+    def open_round(self, *, asked: bool = False) -> Round | None:
+        """The open round; a new one if none is open, the plan has rounds left and one is due or was asked for."""
+        if current := self.registry.rounds.current():
             return current
-        deadline = self._clock() + self._settings.round.deadline
-        opened = self.registry.rounds.open(self.registry.rounds.bases()[-1].number, deadline)
+        rounds, settings, now = self.registry.rounds.all(), self._settings.round, self._clock()
+        every = timedelta.min if asked else settings.every
+        if not is_due(rounds, plan=settings.rounds, every=every, now=now):
+            return None
+        opened = self.registry.rounds.open(self.registry.rounds.bases()[-1].number, now, now + settings.deadline)
         self._record("round-opened", round=opened.number, base=opened.base)
         return opened
 

@@ -1,7 +1,8 @@
 """One round: ask, admit, average. When it may close, and when it must."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 
@@ -15,12 +16,21 @@ class RoundState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One ask: the base that nodes should learn from, and until when."""
+    """One ask: the base that nodes should learn from, since when and until when."""
 
     number: int
     base: int
     state: RoundState
+    opened: datetime
     deadline: datetime
+
+
+def is_due(rounds: Sequence[Round], *, plan: int, every: timedelta, now: datetime) -> bool:
+    """Whether the timer opens a round now: none is open, the plan has rounds left, and the last began long ago."""
+    if not rounds:
+        return plan > 0
+    last = rounds[-1]
+    return last.state is not RoundState.OPEN and len(rounds) < plan and now - last.opened >= every
 
 
 def verdict(round_: Round, *, admitted: int, asked: int, min_updates: int, now: datetime) -> RoundState:

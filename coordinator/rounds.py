@@ -43,7 +43,7 @@ class Rounds:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def open(self, base: int, deadline: datetime) -> Round:
+    def open(self, base: int, opened: datetime, deadline: datetime) -> Round:
         """Open the next round.
 
         Raises:
@@ -53,8 +53,9 @@ class Rounds:
             if _open_round(connection) is not None:
                 raise TamperedError("a round is open already")
             number = (connection.execute(select(func.max(rounds.c.number))).scalar() or 0) + 1
-            round_ = Round(number, base, RoundState.OPEN, deadline)
-            row = {"number": number, "base": base, "state": RoundState.OPEN.value, "deadline": deadline}
+            round_ = Round(number, base, RoundState.OPEN, opened, deadline)
+            state = RoundState.OPEN.value
+            row = {"number": number, "base": base, "state": state, "opened": opened, "deadline": deadline}
             connection.execute(insert(rounds).values(row))
         return round_
 
@@ -166,7 +167,8 @@ def _open_round(connection: Connection) -> Round | None:
 
 
 def _round(row: Row[Any]) -> Round:
-    return Round(row.number, row.base, RoundState(row.state), row.deadline.replace(tzinfo=UTC))
+    opened, deadline = row.opened.replace(tzinfo=UTC), row.deadline.replace(tzinfo=UTC)
+    return Round(row.number, row.base, RoundState(row.state), opened, deadline)
 
 
 def _set_state(connection: Connection, number: int, state: RoundState) -> None:

@@ -32,6 +32,7 @@ rounds = Table(
     Column("number", Integer, primary_key=True),
     Column("base", Integer, nullable=False),
     Column("state", String, nullable=False),
+    Column("opened", DateTime(timezone=True), nullable=False),
     Column("deadline", DateTime(timezone=True), nullable=False),
 )
 

@@ -35,7 +35,7 @@ def always(node_id: int) -> Fate:
 class InProcessGrid(Grid):
     """Delivers copies of messages to ClientApps by Flower's node id, in order.
 
-    A node that is offline is not listed and gets nothing. A late reply arrives with the next exchange. A message
+    A node that is offline is not listed and gets nothing. A late reply arrives one pull later than others. A message
     delivered twice is answered twice, as a network that retries would have it.
     """
 
@@ -46,7 +46,7 @@ class InProcessGrid(Grid):
         self._link = link
         self._ids = itertools.count(1)
         self._contexts: dict[int, Context] = {}
-        self._replies: dict[str, list[Message]] = {}
+        self._replies: dict[str, tuple[Fate, list[Message]]] = {}
         self._late: list[Message] = []
 
     def set_run(self, run: Run) -> None:
@@ -79,24 +79,23 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that have arrived, each once."""
-        return [reply for message_id in message_ids for reply in self._replies.pop(message_id, [])]
+        """Replies to messages, each once, after those that were late when messages were pulled before."""
+        arrived, self._late = self._late, []
+        for message_id in message_ids:
+            fate, replies = self._replies.pop(message_id, (Fate.DELIVERED, []))
+            (self._late if fate is Fate.LATE else arrived).extend(replies)
+        return arrived
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Deliver messages and collect what came back, with what was late before."""
-        late, self._late = self._late, []
-        return [*late, *self.pull_messages(self.push_messages(messages))]
+        return self.pull_messages(self.push_messages(messages))
 
     def _deliver(self, message: Message, message_id: str) -> None:
         node_id = message.metadata.dst_node_id
         fate = self._link(node_id)
-        if fate is Fate.OFFLINE:
-            return
-        replies = [self._answer(node_id, message) for _ in range(2 if fate is Fate.TWICE else 1)]
-        if fate is Fate.LATE:
-            self._late.extend(replies)
-        else:
-            self._replies[message_id] = replies
+        if fate is not Fate.OFFLINE:
+            replies = [self._answer(node_id, message) for _ in range(2 if fate is Fate.TWICE else 1)]
+            self._replies[message_id] = fate, replies
 
     def _answer(self, node_id: int, message: Message) -> Message:
         try:

@@ -33,6 +33,7 @@ from simulations.grid import InProcessGrid, Link, always
 from simulations.warm_start import warm_start
 
 FIRST_FLOWER_ID = 1000
+HOUR = timedelta(hours=1)  # an hour is a round, however fleet.toml times them
 PAUSE = timedelta(minutes=1)
 ASK_TIMEOUT_S = 60.0
 
@@ -103,7 +104,7 @@ class World:
         self.coordinator, self.repository = found(
             folder / "coordinator",
             task,
-            settings,
+            settings.changed(round={"every": HOUR}),
             register=lambda: register(task, weights_of(task.model())).template,
             warm_start=lambda: warm_start(task, seed),
             clock=self.clock,

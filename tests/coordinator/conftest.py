@@ -141,7 +141,7 @@ class Fleet:
             self.receive(round_, self.update(name, round_), name)
 
     def opened(self) -> Round:
-        round_ = self.coordinator.open_round()
+        round_ = self.coordinator.open_round(asked=True)
         assert round_ is not None
         return round_
 

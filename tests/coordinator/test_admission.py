@@ -133,7 +133,7 @@ attacks = pytest.mark.parametrize(("code", "attack"), ATTACKS.values(), ids=ATTA
 # the pure check
 
 
-ROUND = Round(number=4, base=3, state=RoundState.OPEN, deadline=NOW)
+ROUND = Round(number=4, base=3, state=RoundState.OPEN, opened=NOW, deadline=NOW)
 BASES = {number: f"{number:064x}" for number in range(5)}  # base 4 is newer than the round's
 RULES = Rules(task="tiny", size=SIZE, max_norm=5.0, max_staleness=2, bases=BASES)
 MEMBERS = {

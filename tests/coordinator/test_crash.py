@@ -67,7 +67,7 @@ def power_for(steps: float) -> Iterator[list[str]]:
 
 def play_round(fleet: Fleet) -> None:
     """One round of five honest nodes; two of them send everything twice."""
-    round_ = fleet.coordinator.open_round()
+    round_ = fleet.coordinator.open_round(asked=True)
     if round_ is None:
         return
     fleet.answer(round_, *fleet.names, "node-1", "node-3")

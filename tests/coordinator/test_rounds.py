@@ -13,7 +13,7 @@ from fleet.errors import TamperedError
 from fleet.quantization import Template
 from tests.coordinator.conftest import NOW, SETTINGS, SIZE, Fleet, delta_of
 
-OPEN = Round(number=1, base=0, state=RoundState.OPEN, deadline=NOW)
+OPEN = Round(number=1, base=0, state=RoundState.OPEN, opened=NOW, deadline=NOW)
 BEFORE, AFTER = NOW - timedelta(seconds=1), NOW
 
 
@@ -202,7 +202,7 @@ def test_I9_one_round_is_open_at_a_time(fleet: Fleet) -> None:
     round_ = fleet.opened()
     assert fleet.opened() == round_
     with pytest.raises(TamperedError, match="open already"):
-        fleet.coordinator.registry.rounds.open(0, NOW)
+        fleet.coordinator.registry.rounds.open(0, NOW, NOW)
 
 
 def test_I9_a_round_left_open_by_a_crash_goes_on_with_what_it_had(fleet: Fleet) -> None:
@@ -230,7 +230,7 @@ def test_I9_a_fleet_that_never_answers_uses_up_the_plan_and_stops(tmp_path: Path
     fleet = Fleet(tmp_path / "coordinator", template, SETTINGS.changed(round={"rounds": 3}))
     for _ in range(3):
         assert fleet.settle(fleet.opened()) is RoundState.FAILED
-    assert fleet.coordinator.open_round() is None
+    assert fleet.coordinator.open_round(asked=True) is None
 
 
 def test_a_round_that_all_answered_closes_before_its_deadline(fleet: Fleet) -> None:

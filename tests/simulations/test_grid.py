@@ -1,7 +1,7 @@
 """The grid in one process delivers as a network does, good or bad."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,7 @@ def test_a_stock_flower_strategy_runs_over_the_grid_with_one_node_offline() -> N
 
 
 SIZE = 6
+EVERY = timedelta(minutes=1)
 TASK = Task("tiny", nn.Identity, Signature("x", (4,), -4.0, 4.0, ("a", "b")), PrivacyUnit("w"), Training(0.1, 10), dict)
 KEYS = {f"node-{node_id}": Ed25519PrivateKey.generate() for node_id in IDS}
 
@@ -221,7 +222,9 @@ class Fleet:
         repository = Repository(folder / "repository", Keyring.create(folder / "keys"), clock=lambda: self.now)
         self.now = NOW
         repository.create()
-        settings = Settings().changed(privacy={"epsilon": float("inf")}, round={"rounds": 9, "min_updates": 2})
+        settings = Settings().changed(
+            privacy={"epsilon": float("inf")}, round={"rounds": 9, "min_updates": 2, "every": EVERY}
+        )
         self.coordinator = Coordinator(
             folder,
             TASK,
@@ -252,7 +255,7 @@ class Fleet:
         for name in ("offer_release", "judge_rollout"):  # these need a model
             monkeypatch.setattr(self.coordinator, name, lambda: None)
         server_app(self.coordinator, pause=pause, timeout_s=1)(network, flwr_compat.context(1, 1))
-        self.now = NOW
+        self.now += EVERY
 
     def master(self) -> Flat:
         return self.coordinator.master(self.rounds.bases()[-1])
@@ -278,14 +281,25 @@ def test_a_reply_that_comes_late_within_its_round_is_counted(fleet: Fleet, monke
 def test_I1_a_reply_that_comes_after_its_round_is_refused_and_the_next_round_goes_on(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = Line({1001: Fate.LATE})
-    network = grid(line, honest)
-    fleet.play(network, monkeypatch)  # asked twice: the second reply is still under way when the round closes
+    line = Line()
+    asked: list[int] = []
+
+    def slow(message: Message, context: Context) -> Message:
+        """Node 1001 has nothing at first; its second reply is still under way when the round closes."""
+        asked.append(context.node_id)
+        if context.node_id == 1001 and asked.count(1001) == 1:
+            line.fates[1001] = Fate.LATE
+            return Message(RecordDict(), reply_to=message)
+        return honest(message, context)
+
+    network = grid(line, slow)
+    fleet.play(network, monkeypatch)
+    assert fleet.rounds.counted() == 2
     line.fates.clear()
     fleet.play(network, monkeypatch)
     refusals = [(refusal.round, refusal.node, refusal.code) for refusal in fleet.rounds.refusals()]
     assert refusals == [(2, "node-1001", "round")]
-    assert fleet.rounds.counted() == 6
+    assert fleet.rounds.counted() == 5
 
 
 def test_I9_a_fleet_that_is_offline_fails_its_round_and_the_next_one_closes(
@@ -315,3 +329,25 @@ def test_I12_a_node_that_answers_nonsense_does_not_stop_the_round(
     assert fleet.rounds.answered(1) == {"node-1002"}
     assert {refusal.code for refusal in fleet.rounds.refusals()} == {"signature"}
     assert {refusal.node for refusal in fleet.rounds.refusals()} == {"node-1000"}
+
+
+def test_a_node_is_not_asked_again_while_its_answer_is_under_way(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def count(message: Message, context: Context) -> Message:
+        asked.append(context.node_id)
+        return honest(message, context)
+
+    fleet.play(grid(Line({1001: Fate.LATE}), count), monkeypatch)
+    assert fleet.rounds.counted() == 3
+    assert asked == list(IDS)
+
+
+def test_a_round_is_opened_by_the_timer_and_not_before(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = grid(answer=honest)
+    fleet.play(network, monkeypatch)
+    fleet.now -= EVERY
+    fleet.play(network, monkeypatch)
+    assert len(fleet.rounds.all()) == 1
+    fleet.play(network, monkeypatch)
+    assert len(fleet.rounds.all()) == 2
