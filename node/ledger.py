@@ -78,6 +78,10 @@ class Ledger:
         query = "select coalesce(max(total), 0) from (select sum(mu2) as total from charge group by partition)"
         return self.budget.spent_epsilon(int(self._store.execute(query).fetchone()[0]))
 
+    def charges(self) -> list[tuple[str, int]]:
+        """The partition and the μ² units of every charge, oldest first."""
+        return [(row[0], row[1]) for row in self._store.execute("select partition, mu2 from charge order by seq")]
+
     def verify(self) -> Head:
         """Walk the chain from its genesis; the head.
 

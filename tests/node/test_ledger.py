@@ -69,6 +69,12 @@ def test_each_partition_has_a_budget_of_its_own_and_the_node_spent_what_the_wors
     assert ledger.epsilon("train/2") == 0
 
 
+def test_charges_are_listed_as_they_were_made(store: sqlite3.Connection) -> None:
+    ledger = Ledger(store, BUDGET)
+    costs = [charge(ledger, "train/1"), charge(ledger, "live/x"), charge(ledger, "train/1", releases=2)]
+    assert ledger.charges() == list(zip(["train/1", "live/x", "train/1"], costs, strict=True))
+
+
 def test_a_charge_covers_all_releases_of_a_session(store: sqlite3.Connection) -> None:
     assert charge(Ledger(store, BUDGET), releases=3) == 3 * charge_of(NOISE)
 
