@@ -66,6 +66,7 @@ def config_here(model: str | None) -> str | None:
 
 def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float, format_: Format) -> None:
     try:
+        from simulations.measure import measure
         from simulations.result import result
         from simulations.scenario import scenario
         from simulations.view import View
@@ -78,13 +79,21 @@ def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float,
         try:
             world = World(folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started)
             world.play(view.show)
+            measure(world, plan.held_out).save(folder)
         except KeyboardInterrupt:
             view.say(f"Interrupted; nothing is lost. Go on with: edgefleet simulate --resume {folder}")
             raise
         outcome = result(world, plan.held_out, seed=wish.seed)
         world.close()
-    durable.write(folder / "result.json", json.dumps(outcome.to_json(), indent=2).encode())
+        durable.write(folder / "result.json", json.dumps(outcome.to_json(), indent=2).encode())
+        _report(folder)
     _print(outcome, folder, format_)
+
+
+def _report(folder: Path) -> None:
+    from simulations.report import write
+
+    write(folder)
 
 
 @contextmanager

@@ -107,6 +107,7 @@ def print_result(result: Result, folder: Path) -> None:
         table.add_row(what, value)
     console = Console()
     console.print(table)
+    console.print(f"The report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"Everything is in {folder}", highlight=False, soft_wrap=True)
 
 

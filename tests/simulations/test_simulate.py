@@ -15,8 +15,13 @@ import dp_accounting
 import pytest
 
 from benchmarks.kills import play
+from coordinator.rollout import Phase
 from fleet.privacy.gaussian import MU2_UNIT
+from simulations.facts import read
 from simulations.init_command import write
+from simulations.measurement import Measurements
+from simulations.report import page
+from simulations.shares import by_base
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = [sys.executable, "-m", "fleet"]
@@ -103,6 +108,34 @@ def test_every_event_is_one_line_of_json(certain: tuple[Path, dict[str, Any]]) -
     assert {"round-opened", "round-closed", "release", "rollout", "staged", "shadow", "probation"} <= {
         event["event"] for event in events
     }
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_report_that_agrees_with_its_result(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = run
+    facts = read(folder)
+    html = (folder / "report.html").read_text()
+    serving = next(
+        r for r in reversed(facts.releases) if r.phase is Phase.DONE or (r.phase is Phase.WAVE and r.wave == 3)
+    )
+    int8, exact = (by_base(facts.measured, precision, held_out=True) for precision in ("int8", "float32"))
+    assert int8[serving.base].value == result["new_device_accuracy"]
+    assert by_base(facts.measured, "int8", held_out=False)[serving.base].value == result["same_device_accuracy"]
+    assert list(exact) == list(range(result["rounds"] + 1))
+    assert all(abs(int8[base].value - exact[base].value) < 0.03 for base in int8)
+    spent = [epsilon for row in facts.measured.spent for epsilon in (row.sessions[-1], row.report)]
+    assert max(epsilon for epsilon in spent if epsilon is not None) == result["epsilon_max"]
+    assert html == page(facts)
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_that_is_over_is_written_again(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = run
+    before = Measurements.load(folder)
+    (folder / "report.html").unlink()
+    assert edgefleet("simulate", "--resume", "run", cwd=folder.parent).returncode == 0
+    assert (folder / "report.html").exists()
+    assert Measurements.load(folder) == before
 
 
 @pytest.mark.slow

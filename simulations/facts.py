@@ -1,0 +1,145 @@
+"""What a run left behind in its folder, read back for people who ask later."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from coordinator.registry import Registry
+from coordinator.rollout import Phase
+from coordinator.round import RoundState
+from fleet.settings import Settings
+from simulations.clock import START
+from simulations.measurement import Measurements
+from simulations.scenario import Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the log: when, in simulated hours from the start, who, what, and its fields."""
+
+    hour: float
+    who: str
+    name: str
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedRound:
+    """A round that is over: how it ended, and the replies to it. ``base`` is what nodes learned from."""
+
+    number: int
+    base: int
+    state: RoundState
+    updates: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A release and where its rollout stood at the end."""
+
+    number: int
+    base: int
+    withdraws: int
+    phase: Phase
+    wave: int
+    shadow_windows: int
+    probation_windows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What a story says of its own run: sentences, and figures by name."""
+
+    title: str
+    told: tuple[str, ...]
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All of it. ``result`` is the documented object of ``result.json``; ``hours`` is how long was simulated."""
+
+    result: dict[str, Any]
+    settings: Settings
+    hours: float
+    rounds: tuple[PlayedRound, ...]
+    releases: tuple[Offered, ...]
+    events: tuple[Event, ...]
+    measured: Measurements
+    story: Story | None
+
+
+def read(folder: Path) -> Facts:
+    """The facts of a run that is over."""
+    events = _events(folder / "events.jsonl")
+    registry = Registry(f"sqlite:///{folder / 'coordinator' / 'registry.db'}")
+    try:
+        rounds, releases = _rounds(registry), _releases(registry)
+    finally:
+        registry.close()
+    progress = json.loads((folder / "progress.json").read_bytes())
+    return Facts(
+        result=json.loads((folder / "result.json").read_bytes()),
+        settings=Wish.saved(folder)[1],
+        hours=max([progress["hour"], *(event.hour for event in events)]),
+        rounds=rounds,
+        releases=releases,
+        events=events,
+        measured=Measurements.load(folder),
+        story=_story(folder / "story.json"),
+    )
+
+
+def _events(path: Path) -> tuple[Event, ...]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return tuple(event for line in lines if (event := _event(line)))
+
+
+def _event(line: str) -> Event | None:
+    """None for what a power cut left half written: the log is a witness, never the truth."""
+    try:
+        fields = json.loads(line)
+        hour = (datetime.fromisoformat(fields.pop("at")) - START).total_seconds() / 3600
+        return Event(hour, fields.pop("who"), fields.pop("event"), fields)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _rounds(registry: Registry) -> tuple[PlayedRound, ...]:
+    refused = Counter(refusal.round for refusal in registry.rounds.refusals())
+    return tuple(
+        PlayedRound(
+            round_.number,
+            round_.base,
+            round_.state,
+            len(registry.rounds.answered(round_.number)),
+            refused[round_.number],
+        )
+        for round_ in registry.rounds.all()
+    )
+
+
+def _releases(registry: Registry) -> tuple[Offered, ...]:
+    return tuple(
+        Offered(
+            release.number,
+            release.base,
+            release.withdraws,
+            state.phase,
+            state.wave,
+            release.shadow_windows,
+            release.probation_windows,
+        )
+        for release, state in registry.releases.all()
+    )
+
+
+def _story(path: Path) -> Story | None:
+    if not path.exists():
+        return None
+    story = json.loads(path.read_bytes())
+    return Story(story["title"], tuple(story["told"]), dict(story.get("figures", {})))

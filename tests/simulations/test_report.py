@@ -1,0 +1,270 @@
+"""The report: everything on it, nothing leaves it, and what nodes say stays text."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.rollout import Phase
+from coordinator.round import RoundState
+from fleet.settings import Settings
+from simulations.facts import Event, Facts, Offered, PlayedRound, Story
+from simulations.measurement import Judged, Lent, Measurements, Own, Seen, Spent
+from simulations.report import page, told
+
+HOSTILE = "<script>alert('1')</script>\" onload=\"steal()"
+SECTIONS = {"happened", "accuracy", "labels", "privacy", "releases", "evidence", "bytes", "nodes", "simulated"}
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+LOADS = {"src", "srcset", "href", "xlink:href", "action", "formaction", "poster", "data", "background", "ping"}
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+MIB = 2**20
+
+
+def facts(*, nodes: int = 3, epsilon: float = 8.0, rounds: int = 4, story: Story | None = None) -> Facts:
+    """A small fleet, whose first node has a hostile name and gives a hostile reason."""
+    names = [HOSTILE, *(f"device{i:02d}" for i in range(1, nodes))]
+    private = epsilon < float("inf")
+    events = [
+        Event(0, name, stage, {"release": 0, "reason": "provisioned"})
+        for name in names
+        for stage in ("probation", "committed")
+    ]
+    events += [Event(2, name, "shadow", {"release": 1, "reason": "admitted"}) for name in names]
+    events += [Event(3, names[0], "rejected", {"release": 1, "reason": HOSTILE})]
+    events += [Event(3, name, "probation", {"release": 1, "reason": "its wave opened"}) for name in names[1:]]
+    events += [
+        Event(3, "coordinator", "rollout", judged)
+        for judged in (
+            {"release": 1, "phase": "wave", "wave": 1, "reports": 3, "gain": 0.1, "error": 0.04},
+            {"release": 1, "phase": "halted", "wave": 1, "reports": 0, "gain": 0.0, "error": None},
+        )
+    ]
+    seen = [Seen(name, f"person of {name}", False, 60, 20, 20, rounds, 4000 * rounds) for name in names]
+    seen += [Seen("new", "stranger", True, 60, 20)]
+    judged = [
+        Judged(base, precision, dict.fromkeys([*names, "new"], min(20, 10 + base)))
+        for base in range(rounds + 1)
+        for precision in ("float32", "int8")
+    ]
+    own = [
+        Own(name, labels, None if labels == 0 else 12 + labels // 10, 13 + labels // 12)
+        for name in [*names, "new"]
+        for labels in (0, 5, 20, 60)
+    ]
+    result = {
+        "task": "task", "seed": 1, "new_device_accuracy": 0.8, "same_device_accuracy": 0.79, "float_agreement": 0.99,
+        "donor_accuracy": 0.7, "epsilon_max": epsilon if private else None, "delta": 1e-5, "unit": "window",
+        "rounds": rounds, "updates": nodes * rounds, "refused": 1, "releases": 2, "nodes": nodes,
+        "nodes_promoted": nodes - 1, "nodes_exposed": 0, "nodes_unsigned": 0, "answers": 20 * nodes,
+        "bytes_up_per_update": 4000.0, "bytes_down_per_base": 7000.0, "first_promotion_s": 1.0, "wall_s": 2.0,
+    }  # fmt: skip
+    return Facts(
+        result=result,
+        settings=Settings().changed(privacy={"epsilon": epsilon}),
+        hours=6.0,
+        rounds=tuple(PlayedRound(n, n - 1, RoundState.CLOSED, nodes, int(n == 2)) for n in range(1, rounds + 1)),
+        releases=(
+            Offered(0, 0, 0, Phase.DONE, 0, 8, 2),
+            Offered(1, 2, 0, Phase.HALTED, 1, 8, 2),
+            Offered(2, 0, 1, Phase.DONE, 0, 8, 2),
+        ),
+        events=tuple(events),
+        measured=Measurements(
+            seen=tuple(seen),
+            judged=tuple(judged),
+            own=tuple(own),
+            lent=tuple(Lent(name, 30) for name in names),
+            spent=tuple(
+                Spent(name, [epsilon * n / rounds if private else None for n in range(1, rounds + 1)], 1, None)
+                for name in names
+            ),
+        ),
+        story=story,
+    )
+
+
+class Outline(HTMLParser):
+    """Tags and attributes of a page; that every tag is closed where it should be."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == [], "tags are left open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def leaving(html: str) -> list[str]:
+    """Whatever in a page would ask for something outside of it, or run."""
+    outline = Outline(html)
+    found = [
+        tag for tag, _ in outline.tags if tag in {"script", "iframe", "object", "embed", "link", "base", "form", "img"}
+    ]
+    for tag, attributes in outline.tags:
+        found += [f"{tag} {name}={value}" for name, value in attributes.items() if name.startswith("on")]
+        found += [f"{tag} {n}={v}" for n, v in attributes.items() if n in LOADS and not (v or "").startswith("#")]
+        found += [f"{tag} {v}" for v in attributes.values() if "url(" in (v or "") and "url(#" not in (v or "")]
+    styles = "".join(re.findall(r"<style>(.*?)</style>", html, re.DOTALL))
+    return found + re.findall(r"url\([^#].*?\)|@import.*|https?://\S+", styles)
+
+
+@pytest.mark.parametrize("epsilon", [8.0, float("inf")])
+def test_every_section_is_there_and_nothing_leaves_the_page(epsilon: float) -> None:
+    html = page(facts(epsilon=epsilon))
+    outline = Outline(html)
+    assert {attributes.get("id") for _, attributes in outline.tags} >= SECTIONS
+    assert leaving(html) == []
+    policy = [
+        a["content"] for tag, a in outline.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "<script>1</script>",
+        '<img src="data:,">',
+        '<a href="https://example.org">x</a>',
+        '<p onclick="x()">x</p>',
+        '<svg><use href="//example.org/x"></use></svg>',
+        '<style>@import "x.css";</style>',
+        "<style>p { background: url(https://example.org/x) }</style>",
+        '<p style="background: url(x.png)">x</p>',
+    ],
+)
+def test_the_check_sees_what_would_leave(planted: str) -> None:
+    assert leaving(page(facts()).replace("</main>", planted + "</main>"))
+
+
+def test_what_nodes_say_stays_text() -> None:
+    html = page(facts(story=Story(HOSTILE, (HOSTILE,), {HOSTILE: HOSTILE})))
+    assert "<script" not in html
+    assert 'steal()"' not in html
+    assert Outline(html).words.count(HOSTILE) >= 5
+
+
+def test_a_big_fleet_and_a_long_run_stay_under_two_megabytes() -> None:
+    html = page(facts(nodes=300, rounds=200))
+    assert len(html.encode()) < 2 * MIB
+    assert "260 more nodes are not drawn" in html
+
+
+def test_the_same_facts_give_the_same_page() -> None:
+    assert page(facts()) == page(facts())
+
+
+def test_every_chart_says_what_it_shows() -> None:
+    plots = [a for tag, a in Outline(page(facts())).tags if tag == "svg" and a.get("role") == "img"]
+    assert len(plots) == 8
+    assert all(len(attributes["aria-label"] or "") > 30 for attributes in plots)
+
+
+def test_what_happened_is_told_in_three_sentences() -> None:
+    sentences = told(facts())
+    assert len(sentences) == 3
+    assert "12 updates were counted and 1 refused" in sentences[0]
+    assert "80.0\u00a0%" in sentences[1]
+    assert "1 trained release was offered (1 withdrawn)" in sentences[2]
+    assert "ε = 8.00 at δ = 1e-05" in sentences[2]
+    assert "nothing was promised" in told(facts(epsilon=float("inf")))[2]
+
+
+def test_a_story_is_told_in_place_of_the_three_sentences() -> None:
+    words = Outline(page(facts(story=Story("A bad release", ("It was vetoed.",), {"nodes exposed": 0})))).words
+    assert "A bad release" in words
+    assert "It was vetoed." in words
+    assert "nodes exposed" in words
+    assert "no reading left its device" not in words
+
+
+def test_it_is_said_when_a_device_is_better_off_alone() -> None:
+    given = facts()
+    better = replace(given.measured, own=tuple(replace(row, alone=20) for row in given.measured.own))
+    worse = replace(given.measured, own=tuple(replace(row, alone=1) for row in given.measured.own))
+    assert "better off alone" in page(replace(given, measured=better))
+    assert "better off alone" not in page(replace(given, measured=worse))
+
+
+def test_a_run_that_measured_no_model_of_its_own_has_a_report_all_the_same() -> None:
+    given = facts()
+    none = tuple(replace(row, alone=None, personal=None) for row in given.measured.own)
+    html = page(
+        replace(given, measured=replace(given.measured, own=none, lent=()), events=(), releases=given.releases[:1])
+    )
+    assert "No release was judged" in html
+    assert leaving(html) == []
+
+
+def browsed(folder: Path, name: str, *flags: str) -> tuple[str, list[str]]:
+    """What a real browser makes of a page, and what the page asked for beside itself."""
+    assert CHROMIUM is not None
+    log = folder / "net.json"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    command += [
+        "--disable-background-networking",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={folder}/browser",
+    ]
+    command += [f"--log-net-log={log}", "--dump-dom", *flags, (folder / name).as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    noted: dict[str, Any] = json.loads(log.read_text())
+    asked = [event.get("params", {}) for event in noted["events"]]
+    # What the browser wants for itself has no page as its origin.
+    return shown.stdout, [
+        a["url"] for a in asked if "url" in a and a.get("initiator", "not an origin") != "not an origin"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_it_and_asks_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(page(facts()), encoding="utf-8")
+    shown, asked = browsed(tmp_path, "report.html")
+    assert all(f'id="{section}"' in shown for section in SECTIONS)
+    assert asked == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_policy_stops_what_the_parser_might_miss(tmp_path: Path) -> None:
+    image = '<img src="http://127.0.0.1:9/x.png">'
+    guarded = page(facts()).replace("</main>", f"{image}</main>")
+    (tmp_path / "guarded.html").write_text(guarded, encoding="utf-8")
+    (tmp_path / "bare.html").write_text(re.sub("<meta http-equiv.*?>", "", guarded), encoding="utf-8")
+    assert browsed(tmp_path, "guarded.html")[1] == []
+    assert browsed(tmp_path, "bare.html")[1] == ["http://127.0.0.1:9/x.png"], "or else nothing is seen at all"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_sticks_out_at_the_side(tmp_path: Path, width: int) -> None:
+    (tmp_path / "report.html").write_text(page(facts()), encoding="utf-8")
+    measure = "document.title = this.contentDocument.documentElement.scrollWidth"
+    frame = (
+        f'<title></title><iframe width="{width}" height="30000" frameborder="0" src="report.html" onload="{measure}">'
+    )
+    (tmp_path / "frame.html").write_text(f"{frame}</iframe>", encoding="utf-8")
+    shown, _ = browsed(tmp_path, "frame.html", "--allow-file-access-from-files")
+    assert f"<title>{width}</title>" in shown
