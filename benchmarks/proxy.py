@@ -105,6 +105,8 @@ class Proxy:
             return
         twin = socket.create_connection(self._target) if fault.duplicate else None
         ends = [end for end in (client, server, twin) if end]
+        for end in ends:
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._open.update(ends)
         limit = fault.truncate

@@ -1,0 +1,153 @@
+"""A stock SuperLink as a process, and a run on it that is played from here: what our node is tried against."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.serde import context_from_proto, fab_to_proto, run_from_proto
+from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
+
+_APP = """\
+[project]
+name = "codeless"
+version = "1.0.0"
+license = "Apache-2.0"
+dependencies = ["flwr"]
+[tool.flwr.app]
+publisher = "edgefleet"
+fab-include = ["README.md"]
+[tool.flwr.app.components]
+serverapp = "fleet.nothing:app"
+clientapp = "fleet.nothing:app"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """PEM files of a server and of the authority that vouches for it."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SuperLink:
+    """A running SuperLink."""
+
+    port: int
+    certificates: Certificates | None
+    process: subprocess.Popen[bytes]
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, as Flower writes it."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The same as a URL."""
+        return f"{'https' if self.certificates else 'http'}://{self.address}"
+
+    @property
+    def authority(self) -> str | None:
+        """PEM of the authority, None without TLS."""
+        return self.certificates.authority.read_text() if self.certificates else None
+
+    def register(self, public_key: bytes) -> int:
+        """Let the node with this key (PEM) take part; its number."""
+        with self._control() as control:
+            return int(control.RegisterNode(RegisterNodeRequest(public_key=public_key)).node_id)
+
+    @contextmanager
+    def run(self) -> Iterator[HttpGrid]:
+        """Start a run of a FAB that holds no code, and play its ServerApp from here; afterwards stop it."""
+        with tempfile.TemporaryDirectory() as folder:
+            app = Path(folder, "codeless")
+            app.mkdir()
+            app.joinpath("pyproject.toml").write_text(_APP)
+            app.joinpath("README.md").write_text("No code.")
+            fab = build_fab_from_disk(app)
+        with self._control() as control:
+            control.StartRun(StartRunRequest(fab=fab_to_proto(Fab(hashlib.sha256(fab).hexdigest(), fab, {}))))
+        grid = HttpGrid(self.address, self.certificates is None, self._authority(), token=self._token())
+        task = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
+        TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
+        TaskIdentity.node_id = context_from_proto(task.context).node_id
+        grid.set_run(run_from_proto(task.run))
+        try:
+            yield grid
+        finally:
+            grid._disconnect()
+
+    def _token(self) -> str:
+        with RuntimeHttpClient.from_server_address(
+            self.address, self.certificates is None, self._authority(), [RuntimeVersionHttpInterceptor("SuperExec")]
+        ) as client:
+            for _ in range(100):
+                if token := client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp"])).token:
+                    return str(token)
+                time.sleep(0.1)
+        raise TimeoutError("the SuperLink gave no task")
+
+    def _control(self) -> ControlHttpClient:
+        return ControlHttpClient.from_server_address(
+            self.address, self.certificates is None, self._authority(), [RuntimeVersionHttpInterceptor("cli")]
+        )
+
+    def _authority(self) -> bytes | None:
+        return self.certificates.authority.read_bytes() if self.certificates else None
+
+
+@contextmanager
+def superlink(folder: Path, certificates: Certificates | None = None) -> Iterator[SuperLink]:
+    """Start ``flower-superlink`` on a free port of loopback, with node authentication if it has certificates."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from flwr.superlink.cli.flower_superlink import flower_superlink as f; f()"]
+    command += ["--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
+    if certificates:
+        command += ["--ssl-ca-certfile", str(certificates.authority), "--ssl-certfile", str(certificates.certificate)]
+        command += ["--ssl-keyfile", str(certificates.key), "--enable-supernode-auth"]
+    else:
+        command += ["--insecure"]
+    quiet = {"FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    with open(folder / "superlink.log", "wb") as log:
+        process = subprocess.Popen(command, env={**os.environ, **quiet}, stdout=log, stderr=log)
+        try:
+            link = SuperLink(port, certificates, process)
+            _await(link, folder / "superlink.log")
+            yield link
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _await(link: SuperLink, log: Path) -> None:
+    verify = str(link.certificates.authority) if link.certificates else False
+    for _ in range(300):
+        if link.process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{link.url}/health", verify=verify, trust_env=False).status_code < 500:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the SuperLink did not start: {log.read_text()[-2000:]}")
