@@ -1,6 +1,7 @@
 """A TCP proxy on loopback that delays and misbehaves on purpose: a bad link, for tests and benchmarks."""
 
 import random
+import select
 import socket
 import threading
 import time
@@ -112,26 +113,29 @@ class Proxy:
         limit = fault.truncate
         if fault.loss and self._random.random() < fault.loss:
             limit = self._random.randrange(2_000)
-        down = threading.Thread(target=self._down, args=(server, client, fault, limit), daemon=True)
+        gone = threading.Event()
+        down = threading.Thread(target=self._down, args=(server, client, fault, limit, gone), daemon=True)
         down.start()
         if twin:
             threading.Thread(target=_drain, args=(twin,), daemon=True).start()
-        self._up(client, [server, *([twin] if twin else [])], fault)
+        self._up(client, [server, *([twin] if twin else [])], fault, gone)
         down.join()
         with self._lock:
             self._open.difference_update(ends)
         for end in ends:
             end.close()
 
-    def _up(self, client: socket.socket, servers: list[socket.socket], fault: Fault) -> None:
+    def _up(self, client: socket.socket, servers: list[socket.socket], fault: Fault, gone: threading.Event) -> None:
         line = _Line(servers, fault.round_trip_s / 2)
-        while piece := _received(client):
+        while piece := _received(client, gone):
             if not fault.half_open:
                 self.counts.add(up=len(piece))
                 line.put(piece)
         line.finish()
 
-    def _down(self, server: socket.socket, client: socket.socket, fault: Fault, limit: int | None) -> None:
+    def _down(
+        self, server: socket.socket, client: socket.socket, fault: Fault, limit: int | None, gone: threading.Event
+    ) -> None:
         line = _Line([client], fault.round_trip_s / 2, drip_s=fault.drip_s)
         while piece := _received(server):
             if fault.half_open:
@@ -144,6 +148,7 @@ class Proxy:
             if cut:
                 break
         line.finish(reset=fault.reset and limit == 0)
+        gone.set()
         _end(server)
 
 
@@ -169,9 +174,8 @@ class _Line:
         self.put(b"")
         self._thread.join()
         for end in self._ends:
-            if reset:
+            if reset:  # the last thread that uses it closes it, and that sends the reset
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                end.close()
             else:
                 _end(end)
 
@@ -197,10 +201,13 @@ class _Line:
         return True
 
 
-def _received(end: socket.socket) -> bytes:
+def _received(end: socket.socket, gone: threading.Event | None = None) -> bytes:
     try:
+        while gone is not None and not select.select([end], [], [], 0.02)[0]:
+            if gone.is_set():
+                return b""
         return end.recv(_PIECE)
-    except OSError:
+    except (OSError, ValueError):
         return b""
 
 

@@ -28,6 +28,7 @@ OVERHEAD_BYTES = 800  # headers both ways and TLS records of one request: an est
 MAX_REPLY_BYTES = 1 << 20
 _PIECE_BYTES = 65_536
 _MAX_PROBLEM_BYTES = 4096
+_BODILESS = (204, 304)
 
 Spend = Callable[[int], None]
 
@@ -109,11 +110,16 @@ class Transport:
                 headers=sent,
                 redirect=False,
                 retries=False,
+                pool_timeout=self._silence_s,
                 preload_content=False,
                 decode_content=False,
             )
         try:
             lower = {name.lower(): value for name, value in response.headers.items()}
+            if response.status not in _BODILESS and not lower.keys() & {"content-length", "transfer-encoding"}:
+                raise LinkError(
+                    f"{self._host}{path}: the reply was cut in its headers"
+                )  # it would pass for an empty one
             yield Head(response.status, lower, self._pieces(response, path))
         finally:
             response.close()  # a connection is kept only if its reply was read to the end, and then it is back already

@@ -1,5 +1,6 @@
 """A real HTTP server on a free port of loopback that answers as a test says."""
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ Answer = tuple[int, Headers, bytes]
 
 
 @contextmanager
-def http_server(answer: Callable[[Request], Answer]) -> Iterator[int]:
+def http_server(answer: Callable[[Request], Answer], *, context: ssl.SSLContext | None = None) -> Iterator[int]:
     """Serve ``answer`` until the end; the port."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -47,6 +48,8 @@ def http_server(answer: Callable[[Request], Answer]) -> Iterator[int]:
             pass
 
     with Quiet(("127.0.0.1", 0), Handler) as server:
+        if context:
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server.server_address[1]
