@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fleet.errors import FleetError, InputError, TaskError
+from fleet.enrolment import check_name
+from fleet.errors import FleetError, InputError, TaskError, UsageError
 from fleet.settings import Settings
-from fleet.task import Recording, Task, Windows, check_device_name, weights_of
+from fleet.task import Recording, Task, Windows, weights_of
 from fleet.weights import Flat
 
 if TYPE_CHECKING:
@@ -195,8 +196,8 @@ def _misshapen(recordings: object) -> Iterator[Finding]:
         return
     for name, recording in recordings.items():
         try:
-            check_device_name(name)
-        except TaskError as error:
+            check_name(str(name))
+        except UsageError as error:
             yield _error("devices", str(error))
         if not isinstance(recording, Recording):
             yield _error(f"device {name!r:.80}", f"is {_kind(recording)}, not a Recording")

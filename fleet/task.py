@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -167,17 +166,6 @@ def _tuples(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _elsewhere() -> Any:
     raise TaskError("this process knows what the task takes and gives, not its code: it cannot learn")
-
-
-def check_device_name(name: object) -> None:
-    """Refuse what cannot name a node: it becomes a folder, a line of a log, a row of a table.
-
-    Raises:
-        TaskError: Says what a name may be.
-    """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        allowed = "up to 64 letters, digits, '.', '_' and '-', the first a letter or a digit"
-        raise TaskError(f"{name!r:.80} is no device name: {allowed}")
 
 
 def layout_of(model: "torch.nn.Module") -> Layout:

@@ -15,11 +15,12 @@ from coordinator.founding import found
 from coordinator.requantizer import register
 from coordinator.server_app import server_app
 from fleet import durable, flwr_compat
+from fleet.enrolment import check_name
 from fleet.events import EventLog, Record
 from fleet.release import Release
 from fleet.settings import Settings
 from fleet.signing import canonical, sha256
-from fleet.task import Recording, Task, check_device_name, weights_of
+from fleet.task import Recording, Task, weights_of
 from node.admission import Admit, admit
 from node.agent import Agent
 from node.client_app import client_app
@@ -178,7 +179,7 @@ class World:
         return device.agent.shadow.next_seq() < len(device.recording.live)
 
     def _provision(self, name: str, recording: Recording, flower_id: int) -> Device:
-        check_device_name(name)
+        check_name(name)
         fetcher = CountingFetcher(self.repository.folder)
         agent = provision(
             self.folder / "nodes" / name,

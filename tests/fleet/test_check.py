@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fleet.check import Finding, _most_windows, check
 from fleet.errors import TaskError
 from fleet.settings import Settings
-from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows, check_device_name
+from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows
 from fleet.weights import Flat
 
 SETTINGS = Settings()
@@ -239,19 +239,14 @@ def test_recordings_of_another_kind_are_one_line(devices: Any, subject: str, mes
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../x", "a/b", "/etc", "a\0b", ".hidden", "-rf", "a b", "d\n", "é", "x" * 65, 7]
+    "name", ["", "..", "../x", "a/b", "/etc", "a\0b", ".hidden", "-rf", "a b", "d\n", "é", "x" * 64]
 )
 def test_a_device_whose_name_is_no_name_for_a_folder_is_refused(name: Any) -> None:
     seen = Recording("p", windows(), windows(begin=200))
     (finding,) = check(task(devices=lambda: {name: seen}), SETTINGS, content)
     assert (finding.level, finding.subject) == ("error", "devices")
-    assert "is no device name" in finding.message
+    assert "letter or digit first" in finding.message
     assert len(finding.message) < 200
-
-
-@pytest.mark.parametrize("name", ["a", "7", "person01-left", "A_b.c-9", "x" * 64])
-def test_an_ordinary_device_name_is_accepted(name: str) -> None:
-    check_device_name(name)
 
 
 def test_a_shadow_that_outlasts_every_stream_is_warned_of() -> None:
