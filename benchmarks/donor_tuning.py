@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from coordinator.warm_start import warm_start
 from fleet.task import Recording, Task, Windows, set_weights
 from fleet.weights import Flat
 from simulations import spar
 from simulations.smartwatch import PERSONS, Model, smartwatch
-from simulations.warm_start import warm_start
 
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 

@@ -67,6 +67,11 @@ class Coordinator:
         """The key that nodes pin."""
         return self._key.public_key()
 
+    @property
+    def size(self) -> int:
+        """The length of the weights."""
+        return self._size
+
     # the beginning, and every beginning after a crash
 
     def begin(self, warm_start: Callable[[], Flat]) -> None:
@@ -93,19 +98,39 @@ class Coordinator:
         """Add a node to the fleet."""
         self.registry.roster.enrol(name, key, flower_id)
 
+    def revoke(self, name: str) -> None:
+        """Take a node out: of the open round, of every later aggregate, of rollouts.
+
+        Raises:
+            RefusedError: ``unknown-node``.
+        """
+        if name not in self.registry.roster.members():
+            raise RefusedError("unknown-node", f"no node {name!r} is enrolled")
+        self.registry.roster.revoke(name)
+        self._record("revoked", node=name)
+
     # up: a round
 
     def open_round(self, *, asked: bool = False) -> Round | None:
-        """The open round; a new one if none is open, the plan has rounds left and one is due or was asked for."""
+        """The open round; a new one if none is open, one is left in the plan, and it is due or was asked for."""
         if current := self.registry.rounds.current():
             return current
-        rounds, settings, now = self.registry.rounds.all(), self._settings.round, self._clock()
-        every = timedelta.min if asked else settings.every
-        if not is_due(rounds, plan=settings.rounds, every=every, now=now):
+        now = self._clock()
+        if not self._is_due(timedelta.min if asked else self._settings.round.every, now):
             return None
-        opened = self.registry.rounds.open(self.registry.rounds.bases()[-1].number, now, now + settings.deadline)
+        deadline = now + self._settings.round.deadline
+        opened = self.registry.rounds.open(self.registry.rounds.bases()[-1].number, now, deadline)
         self._record("round-opened", round=opened.number, base=opened.base)
         return opened
+
+    def round_is_due(self) -> bool:
+        """Whether ``open_round`` has one."""
+        return self.registry.rounds.current() is not None or self._is_due(self._settings.round.every, self._clock())
+
+    def _is_due(self, every: timedelta, now: datetime) -> bool:
+        """A fleet too small for the quorum waits: a round that must fail would only use up the plan."""
+        settings, enough = self._settings.round, len(self.registry.roster.active()) >= self._settings.round.min_updates
+        return enough and is_due(self.registry.rounds.all(), plan=settings.rounds, every=every, now=now)
 
     def update_instruction(self, round_: Round) -> Sealed:
         """What nodes are asked in a round, signed."""
@@ -265,6 +290,42 @@ class Coordinator:
         )
         if state.phase is Phase.HALTED:
             self._withdraw(state.release)
+
+    def pause_rollout(self, *, paused: bool) -> RolloutState:
+        """Let the running rollout stand still, or go on; its patience begins anew.
+
+        Raises:
+            RefusedError: ``no-rollout``: none is running.
+        """
+        running = self.registry.releases.running()
+        if running is None:
+            raise RefusedError("no-rollout", "no rollout is running")
+        state = replace(running[1], paused=paused, since=self._clock())
+        self.registry.releases.move(state)
+        self._record("rollout-paused" if paused else "rollout-resumed", release=state.release)
+        return state
+
+    def withdraw_newest(self) -> Release:
+        """Take the newest release back, fleet-wide; the release that points at what was served before.
+
+        Raises:
+            RefusedError: ``not-served``: nobody serves it anyway; ``nothing-before``: there is no earlier one.
+        """
+        release, state = self.registry.releases.all()[-1]
+        if state.phase in (Phase.HALTED, Phase.KEPT_OLD):
+            raise RefusedError("not-served", f"release {release.number} is served by nobody")
+        if not any(s.phase is Phase.DONE for r, s in self.registry.releases.all() if r.number < release.number):
+            raise RefusedError(
+                "nothing-before", f"release {release.number} is the first: there is nothing to go back to"
+            )
+        self._record("rollout", release=release.number, phase=Phase.HALTED.value, reason="withdrawn by the operator")
+        self._halt(replace(state, phase=Phase.HALTED, since=self._clock(), paused=False))
+        return self.registry.releases.all()[-1][0]
+
+    def _halt(self, state: RolloutState) -> None:
+        self.registry.releases.move(state)
+        self._publish_rollout(state)
+        self._withdraw(state.release)
 
     def _withdraw(self, number: int) -> None:
         """Going back is a new number that points at old weights."""

@@ -1,10 +1,11 @@
-"""The coordinator's memory: one database whose every step is a transaction, in three parts."""
+"""The coordinator's memory: one database whose every step is a transaction, in four parts."""
 
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
 
 from coordinator import tables
+from coordinator.invitations import Invitations
 from coordinator.releases import Releases
 from coordinator.roster import Roster
 from coordinator.rounds import Rounds
@@ -18,6 +19,7 @@ class Registry:
         self._engine = _engine(url)
         tables.metadata.create_all(self._engine)
         self.roster = Roster(self._engine)
+        self.invitations = Invitations(self._engine)
         self.rounds = Rounds(self._engine)
         self.releases = Releases(self._engine)
 

@@ -43,7 +43,8 @@ class Releases:
         """Record that a rollout went on."""
         query = update(releases).where(releases.c.number == state.release)
         with self._engine.begin() as connection:
-            connection.execute(query.values(phase=state.phase.value, wave=state.wave, since=state.since))
+            values = {"phase": state.phase.value, "wave": state.wave, "since": state.since, "paused": state.paused}
+            connection.execute(query.values(values))
 
     def all(self) -> list[tuple[Release, RolloutState]]:
         """Every release and where its rollout stands, oldest first."""
@@ -97,5 +98,5 @@ class Releases:
 
 
 def _values(row: Row[Any]) -> tuple[Release, RolloutState]:
-    state = RolloutState(row.number, row.salt, Phase(row.phase), row.wave, row.since.replace(tzinfo=UTC))
+    state = RolloutState(row.number, row.salt, Phase(row.phase), row.wave, row.since.replace(tzinfo=UTC), row.paused)
     return Release.from_bytes(row.manifest), state

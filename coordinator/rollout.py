@@ -24,13 +24,14 @@ RUNNING = frozenset({Phase.SHADOW, Phase.WAVE})
 
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """``wave`` counts open waves; ``since`` is when this phase or this wave began."""
+    """``wave`` counts open waves; ``since`` is when this phase or this wave began. Paused, nothing moves."""
 
     release: int
     salt: str
     phase: Phase
     wave: int
     since: datetime
+    paused: bool = False
 
     @property
     def watch(self) -> Watch:
@@ -48,7 +49,7 @@ def judge(
     patience is over, unless their evidence says that the release is worse. Where all stay silent there is no evidence
     that exposing more is safe: the rollout halts.
     """
-    if state.phase not in RUNNING or not _is_ripe(state, evidence.reports, asked, settings, now):
+    if state.phase not in RUNNING or state.paused or not _is_ripe(state, evidence.reports, asked, settings, now):
         return state
     if state.phase is Phase.SHADOW:
         better = evidence.not_worse(margin=settings.margin, alpha=settings.alpha)

@@ -1,11 +1,24 @@
 """Who is in the fleet."""
 
+from dataclasses import dataclass
+from datetime import datetime
+
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from coordinator.admission import Member
-from coordinator.tables import nodes
-from fleet.errors import TamperedError
+from coordinator.tables import nodes, nonces
+from fleet.errors import RefusedError, TamperedError
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """A node on record: the key of Flower's node authentication in PEM, empty if it has none, and Flower's id."""
+
+    name: str
+    flower_key: bytes
+    flower_id: int
+    revoked: bool
 
 
 class Roster:
@@ -23,12 +36,35 @@ class Roster:
         with self._engine.begin() as connection:
             known = connection.execute(select(nodes.c.public_key).where(nodes.c.name == name)).scalar()
             if known is None:
-                row = {"name": name, "public_key": key.public_bytes_raw(), "flower_id": str(flower_id)}
-                connection.execute(insert(nodes).values(row))
+                add_node(connection, name, key.public_bytes_raw(), None, flower_id)
             elif known != key.public_bytes_raw():
                 raise TamperedError(f"node {name} is enrolled with another key")
             else:
-                connection.execute(update(nodes).where(nodes.c.name == name).values(flower_id=str(flower_id)))
+                connection.execute(update(nodes).where(nodes.c.name == name).values(flower_id=signed(flower_id)))
+
+    def entries(self) -> list[Enrolled]:
+        """Everybody who was ever enrolled, by name."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(select(nodes).order_by(nodes.c.name))
+            return [Enrolled(r.name, r.flower_key or b"", unsigned(r.flower_id), r.revoked) for r in rows]
+
+    def renumber(self, name: str, flower_id: int) -> None:
+        """Flower forgot a node and numbered it again."""
+        with self._engine.begin() as connection:
+            connection.execute(update(nodes).where(nodes.c.name == name).values(flower_id=signed(flower_id)))
+
+    def spend_nonce(self, name: str, nonce: str, *, expires: datetime, now: datetime) -> None:
+        """Remember that a node used this nonce, until requests that carry it are too old anyway.
+
+        Raises:
+            RefusedError: ``replayed``: it was used before.
+        """
+        with self._engine.begin() as connection:
+            connection.execute(delete(nonces).where(nonces.c.expires < now))
+            same = (nonces.c.node == name, nonces.c.nonce == nonce)
+            if connection.execute(select(nonces.c.node).where(*same)).one_or_none() is not None:
+                raise RefusedError("replayed", "this request was answered before: make a new one")
+            connection.execute(insert(nonces).values(node=name, nonce=nonce, expires=expires))
 
     def revoke(self, name: str) -> None:
         """Take a node out of the fleet, and out of every aggregate that is still to come."""
@@ -51,7 +87,23 @@ class Roster:
         columns = (nodes.c.name, nodes.c.flower_id)
         with self._engine.begin() as connection:
             rows = connection.execute(select(*columns).where(~nodes.c.revoked).order_by(nodes.c.name))
-            return {row[0]: int(row[1]) for row in rows}
+            return {row[0]: unsigned(row[1]) for row in rows}
+
+
+def add_node(connection: Connection, name: str, key: bytes, flower_key: bytes | None, flower_id: int) -> None:
+    """Put a node on record, inside the caller's transaction."""
+    row = {"name": name, "public_key": key, "flower_key": flower_key, "flower_id": signed(flower_id)}
+    connection.execute(insert(nodes).values(row))
+
+
+def signed(number: int) -> int:
+    """Flower's ids have 64 bits without a sign, a database's integers have one."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def unsigned(number: int) -> int:
+    """The id that ``signed`` stored."""
+    return number % 2**64
 
 
 def raise_ledger(connection: Connection, name: str, seq: int) -> None:

@@ -1,6 +1,7 @@
 """The registry's tables: what the coordinator must remember whatever crashes."""
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -21,9 +22,27 @@ nodes = Table(
     metadata,
     Column("name", String, primary_key=True),
     Column("public_key", LargeBinary, nullable=False),
-    Column("flower_id", String, nullable=False, unique=True),  # 64 bits without a sign: no SQLite integer
+    Column("flower_key", LargeBinary),  # empty where nodes need no authentication: in a simulation
+    Column("flower_id", BigInteger, nullable=False, unique=True),  # Flower's 64 bits, read as signed
     Column("revoked", Boolean, nullable=False, default=False),
     Column("ledger_seq", Integer, nullable=False, default=0),
+)
+
+invitations = Table(
+    "invitation",
+    metadata,
+    Column("secret", String, primary_key=True),  # SHA-256 of it
+    Column("name", String, nullable=False),
+    Column("expires", DateTime(timezone=True), nullable=False),
+    Column("used_by", LargeBinary),  # the key that it enrolled
+)
+
+nonces = Table(
+    "nonce",
+    metadata,
+    Column("node", ForeignKey("node.name"), primary_key=True),
+    Column("nonce", String, primary_key=True),
+    Column("expires", DateTime(timezone=True), nullable=False),
 )
 
 rounds = Table(
@@ -79,6 +98,7 @@ releases = Table(
     Column("phase", String, nullable=False),
     Column("wave", Integer, nullable=False),
     Column("since", DateTime(timezone=True), nullable=False),
+    Column("paused", Boolean, nullable=False, default=False),
 )
 
 reports = Table(

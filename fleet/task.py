@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,8 @@ from fleet.weights import Flat, Layout
 
 if TYPE_CHECKING:
     import torch
+
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,26 +198,30 @@ def load(reference: str, folder: Path) -> Task:
     """The task that ``reference`` names: ``task.py:TASK``, relative to ``folder``, or ``package.module:TASK``.
 
     Raises:
-        TaskError: The file, the module or the name is not there, the code fails, or it is no ``Task``.
+        TaskError: The file, the module or the name is not there, it fails, or it is no ``Task``.
     """
     place, _, name = reference.partition(":")
-    module = _run(folder / place) if place.endswith(".py") else _import(place)
+    module = _imported(place) if _MODULE.fullmatch(place) and not place.endswith(".py") else _file(folder / place)
     task = getattr(module, name or "TASK", None)
     if not isinstance(task, Task):
         raise TaskError(f"{place} has no Task named {name or 'TASK'}")
     return task
 
 
-def _import(module: str) -> object:
+def _file(path: Path) -> object:
+    if not path.is_file():
+        raise TaskError(f"task file {path} is not there; write it or fix [task] file in fleet.toml")
+    return _run(path)
+
+
+def _imported(name: str) -> object:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(name)
     except Exception as error:  # the author's code may raise anything
-        raise TaskError(f"task module {module}: {type(error).__name__}: {error}") from error
+        raise TaskError(f"task module {name} failed: {type(error).__name__}: {error}") from error
 
 
 def _run(path: Path) -> object:
-    if not path.is_file():
-        raise TaskError(f"task file {path} is not there; write it or fix [task] file in fleet.toml")
     spec = importlib.util.spec_from_file_location(f"edgefleet_task_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise TaskError(f"{path} is no Python file")

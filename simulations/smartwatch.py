@@ -241,3 +241,7 @@ def _constants(donor: str) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         features = Statistics()(torch.from_numpy(_public(donor).x))
     return features.mean(0), features.std(0) + 1e-3
+
+
+TASK = smartwatch()
+CNN_TASK = smartwatch("cnn")

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.founding import found
 from coordinator.requantizer import register
 from coordinator.server_app import server_app
+from coordinator.warm_start import warm_start
 from fleet import durable, flwr_compat
 from fleet.enrolment import check_name
 from fleet.events import EventLog, Record
@@ -31,7 +32,6 @@ from node.provisioning import provision
 from node.workshop import InProcess
 from simulations.clock import SimulatedClock
 from simulations.grid import InProcessGrid, Link, always
-from simulations.warm_start import warm_start
 
 FIRST_FLOWER_ID = 1000
 HOUR = timedelta(hours=1)  # an hour is a round, however fleet.toml times them

@@ -95,6 +95,10 @@ class Repository:
         """The newest root: what a node is provisioned with, and starts to trust from."""
         return self._path("root", self._published().root.version).read_bytes()
 
+    def first_root_bytes(self) -> bytes:
+        """The first root: what invitations vouch for, however often the root was renewed since."""
+        return self._path("root", 1).read_bytes()
+
     def publish(self, role: str, contents: Mapping[str, bytes], *, keep: int = 48) -> None:
         """Sign ``contents``, all or none; publishing the same again changes nothing, or heals what was cut short.
 

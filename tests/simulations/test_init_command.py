@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from coordinator.requantizer import register
+from coordinator.warm_start import warm_start
 from fleet import settings, task
 from fleet.check import check
 from fleet.errors import UsageError
+from fleet.output import Format
 from simulations.init_command import init, write
-from simulations.simulate_command import Format
-from simulations.warm_start import warm_start
 
 
 def test_a_new_folder_has_a_task_settings_and_the_next_steps(

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from coordinator.warm_start import warm_start
 from fleet.task import Task, Windows, set_weights, weights_of
 from fleet.weights import Flat
 from simulations.smartwatch import smartwatch
-from simulations.warm_start import warm_start
 
 TASK = smartwatch("features", 0)
 

@@ -1,0 +1,155 @@
+"""What stands before everything on the public listener: two doors, all else is not there; bounded, patient, fair."""
+
+import asyncio
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.api.device import MAX_JSON
+from coordinator.api.problems import problem
+from fleet.errors import RefusedError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+FLEET = re.compile(r"/v1/fleet/[a-z-]{1,40}")
+DEVICE = re.compile(r"/api/v1/[A-Za-z0-9_./-]{1,300}")
+MAX_MESSAGE = 64 * 2**20  # Flower sends objects in chunks of 5 MiB; a table of contents is far smaller
+HEADER = b"flwr-public-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request, one caller and all callers together may cost.
+
+    Attributes:
+        idle_s: How long a body may stand still.
+        slowest: Bytes a second that a body must come in at, after the first ``idle_s`` seconds.
+        held: Bytes of bodies that are held in memory at one time, of all callers.
+        rate: Requests a second of one caller, in the long run.
+        burst: Requests of one caller at once.
+        callers: How many callers are remembered.
+    """
+
+    message: int = MAX_MESSAGE
+    json: int = MAX_JSON
+    idle_s: float = 10.0
+    slowest: int = 16 * 1024
+    held: int = 4 * MAX_MESSAGE
+    rate: float = 50.0
+    burst: int = 400
+    callers: int = 20_000
+
+
+LIMITS = Limits()
+
+
+class Gate:
+    """An ASGI application: Flower's Fleet API and our device API behind one set of limits."""
+
+    def __init__(
+        self, fleet: App, device: App, limits: Limits = LIMITS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._fleet = fleet
+        self._device = device
+        self._limits = limits
+        self._clock = clock
+        self._held = 0
+        self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or answer that there is nothing."""
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        size = 0
+        try:
+            app, most = self._door(scope)
+            self._count(scope)
+            body = await self._body(scope, receive, most)
+            size = len(body)
+            self._held += size
+            await app(scope, _replay(body, receive), send)
+        except RefusedError as refused:
+            await refuse(send, refused)
+        finally:
+            self._held -= size
+
+    def _door(self, scope: Scope) -> tuple[App, int]:
+        path = scope["path"]
+        if FLEET.fullmatch(path):
+            return self._fleet, self._limits.message
+        if DEVICE.fullmatch(path) and ".." not in path:
+            return self._device, self._limits.json
+        raise RefusedError("not-found", "there is nothing here")
+
+    def _count(self, scope: Scope) -> None:
+        """One caller is one key behind one address: many nodes may share an address, none shares a key."""
+        headers = dict(scope["headers"])
+        address = (scope.get("client") or ("", 0))[0]
+        shown = headers.get(HEADER) or headers.get(b"authorization") or b""
+        now, limits = self._clock(), self._limits
+        for caller, share in (((address, hash(shown)), 1), (address, 20)):  # keys cost nothing to make up
+            left, since = self._buckets.pop(caller, (float(limits.burst * share), now))
+            left = min(limits.burst * share, left + (now - since) * limits.rate * share)
+            self._buckets[caller] = (max(left - 1, 0.0), now)
+            if len(self._buckets) > limits.callers:
+                self._buckets.popitem(last=False)
+            if left < 1:
+                raise RefusedError("rate", "too many requests: come back later")
+
+    async def _body(self, scope: Scope, receive: Receive, most: int) -> bytes:
+        """The whole body, read here so that nothing behind us waits for a slow or endless one."""
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        if declared.isdigit() and int(declared[:20]) > most:
+            raise RefusedError("too-large", f"at most {most} bytes")
+        parts, size, began = [], 0, self._clock()
+        try:
+            while True:
+                patience = self._limits.idle_s + size / self._limits.slowest - (self._clock() - began)
+                async with asyncio.timeout(min(max(patience, 0.0), self._limits.idle_s)):
+                    message = await receive()
+                if message["type"] != "http.request":
+                    raise RefusedError("slow", "the request was broken off")
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                self._held += len(chunk)
+                if size > most:
+                    raise RefusedError("too-large", f"at most {most} bytes")
+                if self._held > self._limits.held:
+                    raise RefusedError("busy", "too much at once: come back later")
+                parts.append(chunk)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+        except TimeoutError as error:
+            raise RefusedError("slow", "the request took too long") from error
+        finally:
+            self._held -= size
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A body that is there already, and then whatever happens to the connection."""
+    given = False
+
+    async def again() -> MutableMapping[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def refuse(send: Send, refused: RefusedError) -> None:
+    """Answer and hang up: what is left of the request is not read."""
+    status, headers, body = problem(refused.code, str(refused))
+    pairs = [(name.encode(), value.encode()) for name, value in {**headers, "connection": "close"}.items()]
+    pairs.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,136 @@
+"""A uvicorn server in a thread: bound before it is started, so that port 0 has a number."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fleet.errors import UsageError
+
+MAX_HEADERS = 16 * 1024
+MAX_CONNECTIONS = 2000
+HEADERS_S = 15.0
+GRACE_S = 3.0
+KEEP_ALIVE_S = 75
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The files of a server's certificate chain and its private key, in PEM."""
+
+    chain: Path
+    key: Path
+
+    def check(self) -> None:
+        """Refuse files that no server can use.
+
+        Raises:
+            UsageError: Says which.
+        """
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.chain, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(f"certificate {self.chain} and key {self.key} cannot be used: {error}") from error
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 that hangs up on those who dribble headers: uvicorn itself would wait for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look, now and then, whether a request is whole."""
+        super().connection_made(transport)
+        self._served: Any = None
+        self._look = self.loop.call_later(HEADERS_S, self._hang_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Look no more."""
+        self._look.cancel()
+        super().connection_lost(exc)
+
+    def _hang_up(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self.cycle is self._served:  # nothing since the last look
+            self.transport.close()
+            return
+        self._served = self.cycle
+        self._look = self.loop.call_later(HEADERS_S, self._hang_up)
+
+
+class Listener:
+    """An address that is ours, and whatever application is served on it."""
+
+    def __init__(self, host: str, port: int, certificate: Certificate | None = None) -> None:
+        """Bind the address; port 0 becomes a free one.
+
+        Raises:
+            UsageError: It cannot be bound, or the certificate cannot be used.
+        """
+        if certificate:
+            certificate.check()
+        self._certificate = certificate
+        self._socket = _bound(host, port)
+        self.host, self.port = host, self._socket.getsockname()[1]
+        self.scheme = "https" if certificate else "http"
+
+    @contextlib.contextmanager
+    def serving(self, app: Any) -> Iterator[None]:
+        """Answer requests by an ASGI application; on leaving, those under way have a moment to end."""
+        server = uvicorn.Server(self._config(app))
+        thread = threading.Thread(target=self._run, args=[server], name=f"listener-{self.port}", daemon=True)
+        thread.start()
+        while not server.started:
+            if not thread.is_alive():
+                raise UsageError(f"{self.host}:{self.port} cannot be served")
+            time.sleep(0.01)
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            thread.join(2 * GRACE_S)
+            self.close()
+
+    def close(self) -> None:
+        """Give the address back."""
+        self._socket.close()
+
+    def _config(self, app: Any) -> uvicorn.Config:
+        return uvicorn.Config(
+            app,
+            http=PatientProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(GRACE_S),
+            h11_max_incomplete_event_size=MAX_HEADERS,
+            ssl_certfile=self._certificate.chain if self._certificate else None,
+            ssl_keyfile=self._certificate.key if self._certificate else None,
+        )
+
+    def _run(self, server: uvicorn.Server) -> None:
+        with contextlib.suppress(SystemExit):  # how uvicorn says that it could not start
+            server.run(sockets=[self._socket])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise UsageError(f"{host}:{port} cannot be listened on: {error}") from error
+    return bound

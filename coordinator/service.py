@@ -1,0 +1,205 @@
+"""The coordinator as a process: one thread decides and signs, whatever the doors let in waits for it."""
+
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import datetime
+from typing import Any, TypeVar
+
+from coordinator import overview
+from coordinator.access import Access
+from coordinator.coordinator import Coordinator
+from coordinator.server_app import server_app
+from coordinator.superlink import SuperLink
+from fleet import flwr_compat
+from fleet.errors import FleetError, LinkError, RefusedError
+from fleet.events import Record
+from fleet.settings import Settings
+from fleet.trust.repository import Repository
+
+LOOK_S = 0.25  # between two looks at what came back
+IDLE_S = 1.0
+AGAIN_S = 2.0  # a node learns for seconds at least
+RENEWAL_S = 3600.0  # the timestamp lives for 24 hours
+PATIENCE_S = 30.0  # of the operator's commands, with a thread that signs and quantizes in between
+OVERHEAD = 2**20  # of a reply beside its weights
+
+T = TypeVar("T")
+
+
+class StoppedError(FleetError):
+    """The process was asked to end; the open round is on record and goes on next time."""
+
+
+class Service:
+    """Plays a sync window whenever one is due, and the operator's wishes between two looks at the network."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        repository: Repository,
+        superlink: SuperLink,
+        access: Access,
+        settings: Settings,
+        *,
+        clock: Callable[[], datetime],
+        record: Record,
+    ) -> None:
+        self._coordinator = coordinator
+        self._repository = repository
+        self._superlink = superlink
+        self._access = access
+        self._settings = settings
+        self._max_bytes = 4 * coordinator.size + OVERHEAD
+        self._clock = clock
+        self._record = record
+        self._wishes: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
+        self._stopping = False
+        self._next_question = 0.0
+        self._next_renewal = 0.0
+
+    def run(self) -> None:
+        """Play until ``stop``. What fails is recorded and tried again."""
+        settings = self._settings.round
+        app = server_app(
+            self._coordinator,
+            pause=lambda: self._wait(LOOK_S),
+            timeout_s=_between(2.0, settings.every.total_seconds() / 4, 30.0),
+            ask_s=_between(10.0, settings.deadline.total_seconds() / 3, 120.0),
+            again_s=_between(0.5, settings.deadline.total_seconds() / 20, AGAIN_S),
+        )
+        grid = self._superlink.grid(wait=lambda: self._wait(LOOK_S), max_bytes=self._max_bytes)
+        try:
+            while True:
+                try:
+                    self._renew()
+                    if self._is_due():
+                        app(grid, flwr_compat.context(grid.run.run_id, flwr_compat.COORDINATOR_ID))
+                        grid.forget()
+                    grid.stay_alive()
+                except StoppedError:
+                    raise
+                except LinkError as error:
+                    self._record("run-ended", reason=str(error))
+                except Exception as error:  # noqa: BLE001 - the loop of a program: it goes on
+                    self._record("window-failed", error=type(error).__name__, reason=str(error)[:500])
+                self._wait(IDLE_S)
+        except StoppedError:
+            grid.end()
+
+    def stop(self) -> None:
+        """End ``run`` at its next look; may be called from anywhere."""
+        self._stopping = True
+
+    # the operator's wishes
+
+    def status(self) -> dict[str, Any]:
+        """All of it at a glance."""
+        return overview.status(self._coordinator, self._settings, self._superlink.online(), self._clock())
+
+    def for_devices(self) -> dict[str, Any]:
+        """What a device may know of the fleet."""
+        return overview.for_devices(self._coordinator.registry, self._settings, self._clock())
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Everybody who was ever enrolled."""
+        return overview.nodes(self._coordinator.registry, self._superlink.online())
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """All rounds, oldest first."""
+        return overview.rounds(self._coordinator.registry, self._settings)
+
+    def releases(self) -> list[dict[str, Any]]:
+        """All releases, oldest first."""
+        return overview.releases(self._coordinator.registry)
+
+    def release(self, number: int) -> dict[str, Any] | None:
+        """One release with its manifest."""
+        return overview.release(self._coordinator.registry, number)
+
+    def rollout(self) -> dict[str, Any] | None:
+        """The newest release and where its rollout stands."""
+        newest = self._coordinator.registry.releases.newest()
+        return overview.rollout(self._coordinator.registry, *newest) if newest else None
+
+    def invite(self, name: str) -> str:
+        """A one-time invitation, as it is printed."""
+        return str(self._access.invite(name))
+
+    def revoke(self, name: str) -> None:
+        """Take a node out, at once."""
+        self._access.revoke(name)
+
+    def start_round(self) -> dict[str, Any]:
+        """Open a round now; on record when this returns.
+
+        Raises:
+            RefusedError: ``round-open``, ``plan-spent`` or ``too-few``.
+        """
+        return self._in_turn(self._start_round)
+
+    def pause_rollout(self, *, paused: bool) -> dict[str, Any]:
+        """Let the running rollout stand still, or go on."""
+        self._in_turn(lambda: self._coordinator.pause_rollout(paused=paused))
+        return self.rollout() or {}
+
+    def withdraw(self) -> dict[str, Any]:
+        """Take the newest release back."""
+        release = self._in_turn(self._coordinator.withdraw_newest)
+        return {"release": release.number, "withdraws": release.withdraws, "base": release.base}
+
+    def _start_round(self) -> dict[str, Any]:
+        if current := self._coordinator.registry.rounds.current():
+            raise RefusedError("round-open", f"round {current.number} is open")
+        settings, registry = self._settings.round, self._coordinator.registry
+        if len(registry.rounds.all()) >= settings.rounds:
+            raise RefusedError("plan-spent", f"all {settings.rounds} planned rounds were played")
+        opened = self._coordinator.open_round(asked=True)
+        if opened is None:
+            raise RefusedError(
+                "too-few", f"{len(registry.roster.active())} nodes, a round needs {settings.min_updates}"
+            )
+        return {"round": opened.number, "base": opened.base, "deadline": opened.deadline.isoformat()}
+
+    def _in_turn(self, wish: Callable[[], T]) -> T:
+        """Let the one thread that decides do it, between two looks."""
+        done: Future[T] = Future()
+        self._wishes.put((wish, done))
+        try:
+            return done.result(PATIENCE_S)
+        except TimeoutError as error:
+            raise LinkError("the coordinator is busy: ask again") from error
+
+    def _wait(self, seconds: float) -> None:
+        """Look away for a moment; grant a wish that comes meanwhile, and return at once then."""
+        if self._stopping:
+            raise StoppedError("stopping")
+        try:
+            wish, done = self._wishes.get(timeout=seconds)
+        except queue.Empty:
+            return
+        try:
+            done.set_result(wish())
+        except Exception as error:  # noqa: BLE001 - belongs to whoever wished
+            done.set_exception(error)
+
+    # when
+
+    def _is_due(self) -> bool:
+        if self._coordinator.round_is_due():
+            return True
+        if self._coordinator.registry.releases.running() is None or time.monotonic() < self._next_question:
+            return False
+        every = self._settings.round.every / 20
+        self._next_question = time.monotonic() + _between(2.0, every.total_seconds(), 300.0)
+        return True
+
+    def _renew(self) -> None:
+        if time.monotonic() >= self._next_renewal:
+            self._repository.heartbeat()
+            self._next_renewal = time.monotonic() + RENEWAL_S
+
+
+def _between(low: float, value: float, high: float) -> float:
+    return min(max(value, low), high)

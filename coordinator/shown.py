@@ -1,0 +1,63 @@
+"""How the commands show what a coordinator said: a table for people, or JSON for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HERE = Path("coordinator")
+
+Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.", envvar="EDGEFLEET_FOLDER")]
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+Formatted = Annotated[Format, typer.Option("--format", help="Lines for people, or JSON.")]
+
+
+def show(value: Any, format_: Format, text: str) -> None:
+    """Print ``value`` as JSON, or ``text``."""
+    typer.echo(json.dumps(value) if format_ is Format.JSON else text)
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], format_: Format, *, empty: str) -> None:
+    """Print rows as JSON with all they hold, or the named columns as a table."""
+    if format_ is Format.JSON:
+        typer.echo(json.dumps(list(rows)))
+        return
+    if not rows:
+        typer.echo(empty)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console(soft_wrap=True).print(table)
+
+
+def show_fields(fields: Mapping[str, Any], format_: Format) -> None:
+    """Print one value as JSON, or a field a line."""
+    lines = (f"{name.replace('_', ' ')}: {_cell(value)}" for name, value in fields.items())
+    show(dict(fields), format_, "\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(part)}" for key, part in value.items())
+    return str(value)
