@@ -13,6 +13,7 @@ from fleet.errors import RefusedError, SignatureError
 from fleet.events import Record, ignore
 from fleet.settings import Settings
 from fleet.signing import Sealed, claimed, sha256, unseal
+from fleet.task import Task
 
 INVITATION_LIFE = timedelta(hours=24)
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -36,7 +37,7 @@ class Address:
     url: str
     authority: str
     root: bytes
-    task: str
+    task: Task
     reference: str
     settings: Settings
 

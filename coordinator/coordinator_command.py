@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from coordinator.shown import HERE, Folder, Format, Formatted, show, show_fields, show_rows
+from coordinator.shown import HERE, Folder, Formatted, show, show_fields, show_rows
 from fleet.errors import MissingExtraError, UsageError
+from fleet.output import Format
 
 coordinator = typer.Typer(no_args_is_help=True, help="Run a fleet's coordinator; invite and revoke its nodes.")
 

@@ -24,12 +24,12 @@ def poll_s(registry: Registry, settings: Settings, now: datetime) -> int:
     return int(min(max(left.total_seconds(), SOON_S), LATER_S))
 
 
-def for_devices(registry: Registry, settings: Settings, now: datetime) -> dict[str, Any]:
-    """The open round, the newest release, and when to ask again."""
-    current, newest = registry.rounds.current(), registry.releases.newest()
+def for_devices(registry: Registry, settings: Settings, now: datetime, shelf: int) -> dict[str, Any]:
+    """The open round, the version of what is published, and when to ask again."""
+    current = registry.rounds.current()
     return {
         "round": current.number if current else None,
-        "release": newest[0].number if newest else 0,
+        "shelf": shelf,
         "poll_s": poll_s(registry, settings, now),
     }
 

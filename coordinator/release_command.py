@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from coordinator.shown import HERE, Folder, Format, Formatted, show_fields, show_rows
+from coordinator.shown import HERE, Folder, Formatted, show_fields, show_rows
+from fleet.output import Format
 
 release = typer.Typer(no_args_is_help=True, help="List releases; show what one is made of.")
 

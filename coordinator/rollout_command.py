@@ -2,7 +2,8 @@
 
 import typer
 
-from coordinator.shown import HERE, Folder, Format, Formatted, show, show_fields
+from coordinator.shown import HERE, Folder, Formatted, show, show_fields
+from fleet.output import Format
 
 rollout = typer.Typer(no_args_is_help=True, help="Watch the newest release's rollout; hold it, or take it back.")
 

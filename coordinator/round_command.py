@@ -2,7 +2,8 @@
 
 import typer
 
-from coordinator.shown import HERE, Folder, Format, Formatted, show, show_rows
+from coordinator.shown import HERE, Folder, Formatted, show, show_rows
+from fleet.output import Format
 
 round_ = typer.Typer(no_args_is_help=True, help="List rounds; start one before its time.")
 

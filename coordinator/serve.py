@@ -133,7 +133,7 @@ def _opened(
         url=url,
         authority=fingerprint(authority) if authority else "",
         root=repository.first_root_bytes(),
-        task=the_task.name,
+        task=the_task,
         reference=settings.task.file,
         settings=settings.changed(task={"file": ""}),
     )

@@ -100,7 +100,9 @@ class Service:
 
     def for_devices(self) -> dict[str, Any]:
         """What a device may know of the fleet."""
-        return overview.for_devices(self._coordinator.registry, self._settings, self._clock())
+        return overview.for_devices(
+            self._coordinator.registry, self._settings, self._clock(), self._repository.version()
+        )
 
     def nodes(self) -> list[dict[str, Any]]:
         """Everybody who was ever enrolled."""

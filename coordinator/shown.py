@@ -2,22 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fleet.output import Format
+
 HERE = Path("coordinator")
 
 Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.", envvar="EDGEFLEET_FOLDER")]
-
-
-class Format(StrEnum):
-    """How to print."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 Formatted = Annotated[Format, typer.Option("--format", help="Lines for people, or JSON.")]

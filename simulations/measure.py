@@ -20,7 +20,7 @@ from fleet.weights import Flat
 from node.head import head_of, watched
 from node.personal import personalise
 from simulations.measurement import Judged, Lent, Measurements, Own, Row, Seen, Spent
-from simulations.warm_start import warm_start
+from coordinator.warm_start import warm_start
 from simulations.world import Device, World
 
 LABELS = (0, 5, 10, 20, 40)  # labelled windows of a device; "all that it has" comes on top

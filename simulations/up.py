@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from coordinator.admin_client import AdminClient
 
+from coordinator.admin_client import AdminClient
 from fleet import durable
 from fleet.errors import FleetError, LinkError, UsageError
 from fleet.task import Recording, Windows
@@ -23,7 +23,7 @@ from node.status import status
 
 T = TypeVar("T")
 
-TASK = "simulations.smartwatch:FEATURES"
+TASK = "simulations.smartwatch:TASK"
 STARTING_S = 60.0
 ENDING_S = 15.0
 LOOK_S = 0.3
@@ -203,8 +203,7 @@ class Fleet:
         """End everything: those who wear the watches, the nodes, the coordinator."""
         for wearer in self.wearers:
             wearer.stop()
-        coordinator, *nodes = self._processes or [None]
-        for processes in (nodes, [coordinator] if coordinator else []):
+        for processes in (self._processes[1:], self._processes[:1]):  # the coordinator was started first
             for process in processes:
                 process.end()
             for process in processes:

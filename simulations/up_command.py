@@ -26,7 +26,7 @@ def up(
 ) -> None:
     """Run a coordinator and nodes as processes on the loopback, the nodes answering to replayed recordings."""
     try:
-        from simulations.smartwatch import FEATURES
+        from simulations.smartwatch import TASK
         from simulations.up import Fleet, running
         from simulations.up_view import UpView
     except ImportError as error:
@@ -34,7 +34,7 @@ def up(
     folder = (out or Path("runs") / f"up-{datetime.now():%Y%m%d-%H%M%S}").absolute()
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty; choose another --out")
-    worn = sorted(FEATURES.devices().items())
+    worn = sorted(TASK.devices().items())
     chosen = dict(worn[:: len(worn) // nodes][:nodes])
     with running(Fleet(folder, chosen)) as fleet, UpView(quiet=format_ is Format.JSON) as view:
         for step in fleet.start():
@@ -83,5 +83,6 @@ def _sentence(outcome: dict[str, Any]) -> str:
     return (
         f"{outcome['nodes_promoted']} of {outcome['nodes']} nodes committed release {outcome['release']} after "
         f"{outcome['seconds'].get('promoted', float('nan')):.1f} s; {outcome['answers']} answers, "
-        f"{outcome['answers_failed']} failed; epsilon {outcome['epsilon_max']:.2f} at most. All is in {outcome['folder']}"
+        f"{outcome['answers_failed']} failed; epsilon {outcome['epsilon_max']:.2f} at most. "
+        f"All is in {outcome['folder']}"
     )

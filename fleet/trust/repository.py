@@ -99,6 +99,10 @@ class Repository:
         """The first root: what invitations vouch for, however often the root was renewed since."""
         return self._path("root", 1).read_bytes()
 
+    def version(self) -> int:
+        """Of the snapshot: it grows with everything that is published."""
+        return self._published().snapshot.version
+
     def publish(self, role: str, contents: Mapping[str, bytes], *, keep: int = 48) -> None:
         """Sign ``contents``, all or none; publishing the same again changes nothing, or heals what was cut short.
 
