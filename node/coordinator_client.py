@@ -16,6 +16,7 @@ from fleet.signing import Sealed
 from node.transport import Reply, Transport, checked
 
 HOPELESS = timedelta(days=365)
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLY = timedelta(seconds=60)  # a token is renewed this long before it expires
 _MAX_JSON_BYTES = 256 << 10
 
@@ -83,7 +84,7 @@ class CoordinatorClient:
         self._node = node
         self._key = key
         self._token = ""
-        self._expires = datetime.min.replace(tzinfo=UTC)
+        self._expires = _LONG_AGO
 
     def standing(self) -> Standing:
         """How things stand.
@@ -120,7 +121,7 @@ class CoordinatorClient:
 
     def forget_token(self) -> None:
         """Fetch another token next time."""
-        self._expires = datetime.min.replace(tzinfo=UTC)
+        self._expires = _LONG_AGO
 
     def _renew(self) -> None:
         request = TokenRequest(self._node, secrets.token_urlsafe(24), self.clock())

@@ -33,16 +33,16 @@ SETTINGS = """\
 file = "{task}"
 
 [round]
-every = "30s"
-rounds = 5
+every = "5s"
+rounds = 10
 min_updates = {quorum}
 deadline = "2m"
 
 [release]
-every_rounds = 1
+every_rounds = 2
 waves = [{first_wave:.3f}, 1.0]
 margin = 0.1                # a handful of nodes cannot be surer than that
-shadow_windows = {shadow_windows}
+shadow_windows = 24
 probation_windows = 3
 patience = "5m"
 """
@@ -211,10 +211,7 @@ class Fleet:
 
     def _start_coordinator(self) -> None:
         count = len(self._recordings)
-        live = min(len(split(recording)[1]) for recording in self._recordings.values())
-        text = SETTINGS.format(
-            task=TASK, quorum=max(2, count * 4 // 5), first_wave=1 / count, shadow_windows=max(1, live - 8)
-        )
+        text = SETTINGS.format(task=TASK, quorum=max(2, count * 4 // 5), first_wave=1 / count)
         durable.write(self._folder / "fleet.toml", text.encode())
         home = self._folder / "coordinator"
         process = Process(

@@ -1,6 +1,7 @@
 """``edgefleet up``: a real fleet on this machine, from one command."""
 
 import json
+import signal
 import time
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +37,7 @@ def up(
         raise UsageError(f"{folder} is not empty; choose another --out")
     worn = sorted(TASK.devices().items())
     chosen = dict(worn[:: len(worn) // nodes][:nodes])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us ends all of it
     with running(Fleet(folder, chosen)) as fleet, UpView(quiet=format_ is Format.JSON) as view:
         for step in fleet.start():
             view.say(step)
