@@ -18,7 +18,7 @@ from coordinator.round import Round, RoundState, is_due, verdict
 from coordinator.rounds import BaseRow, Refusal
 from coordinator.strategy import ServerStep
 from coordinator.vault import Vault
-from fleet.errors import RefusedError, TaskError
+from fleet.errors import RefusedError, TaskError, UsageError
 from fleet.events import Record, ignore
 from fleet.evidence import Pooled
 from fleet.messages import ReportInstruction, UpdateInstruction
@@ -92,7 +92,7 @@ class Coordinator:
     def _found(self, weights: Flat) -> None:
         memory = self._vault.put(np.zeros((0, self._size), np.float32))
         row = BaseRow(0, 0, self._publisher.payload_digest(weights), self._vault.put(weights), memory, published=False)
-        self.registry.rounds.first_base(row)
+        self.registry.rounds.add_bases(row)
 
     def enrol(self, name: str, key: Ed25519PublicKey, flower_id: int) -> None:
         """Add a node to the fleet."""
@@ -229,6 +229,27 @@ class Coordinator:
             self._announce(self.registry.rounds.bases()[-1], Phase.SHADOW)
         except TaskError as error:  # the gate: this base stays a base
             self._record("not-offered", base=self.registry.rounds.bases()[-1].number, reason=str(error))
+
+    def offer(self, weights: Flat) -> None:
+        """Offer weights ``(size,)`` that no round made, such as an operator's own: signed and rolled out like any.
+
+        They take a base number, and training goes on from the base before them, under the number after theirs.
+
+        Raises:
+            UsageError: Another release is being rolled out.
+            TaskError: The gate: they cannot be released.
+            ValueError: They are not finite.
+        """
+        if running := self.registry.releases.running():
+            raise UsageError(f"release {running[0].number} is being rolled out: one at a time")
+        last = self.registry.rounds.bases()[-1]
+        payload, master = self._publisher.payload_digest(weights), self._vault.put(weights)
+        brought = replace(last, number=last.number + 1, round=0, payload=payload, master=master, published=False)
+        on = replace(last, number=last.number + 2, round=0, published=False)
+        self.registry.rounds.add_bases(brought, on)
+        for base in (brought, on):
+            self._publish_base(base)
+        self._announce(brought, Phase.SHADOW)
 
     def report_instruction(self) -> ReportInstruction | None:
         """What nodes should be asked about the running rollout; None if there is none."""

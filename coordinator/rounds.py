@@ -129,6 +129,10 @@ class Rounds:
             rows = connection.execute(query.order_by(updates.c.key)).all()
         return [Entry(row.key, row.payload, row.norm, round_.base - row.base) for row in rows]
 
+    def closed(self) -> int:
+        """How many rounds ended in a base."""
+        return sum(round_.state is RoundState.CLOSED for round_ in self.all())
+
     def counted(self) -> int:
         """How many updates are in an aggregate."""
         query = select(func.count()).select_from(updates).where(updates.c.aggregate.is_not(None))
@@ -145,10 +149,11 @@ class Rounds:
                 if connection.execute(query.values(aggregate=base.number)).rowcount != 1:
                     raise TamperedError(f"update {key[:12]} is in an aggregate already")
 
-    def first_base(self, base: BaseRow) -> None:
-        """Record base 0, the warm start."""
+    def add_bases(self, *made: BaseRow) -> None:
+        """Record bases that no round made: the warm start, or weights that an operator brought."""
         with self._engine.begin() as connection:
-            _insert_base(connection, base)
+            for base in made:
+                _insert_base(connection, base)
 
     def mark_published(self, number: int) -> None:
         """Record that a base is on the shelf."""

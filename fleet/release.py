@@ -86,6 +86,10 @@ class Rollout(_Manifest):
     halted: bool = False
     serving: int = 0
 
+    def admits(self, release: int, node: str) -> bool:
+        """Whether ``node`` may serve ``release``: it is in an open wave, or everybody may."""
+        return release == self.serving or (release == self.release and self.includes(node))
+
     def includes(self, node: str) -> bool:
         """Whether ``node`` is in a wave that has opened."""
         return not self.halted and wave_hash(self.salt, node) <= self.threshold

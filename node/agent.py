@@ -1,5 +1,6 @@
 """The node agent: answers, keeps what it saw, learns a private update when a round asks, and minds its releases."""
 
+import random
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -95,6 +96,8 @@ class Agent:
         identity = self.identity
         self.floors = SqliteFloors(self._store)
         self._rollout: Rollout | None = None
+        self._dice = random.Random(identity.name)  # noqa: S311 - spreads a fleet in time, hides nothing
+        self._failures = 0
         self._next_poll = datetime.min.replace(tzinfo=UTC)
         self.shadow = Shadow(self._store, self.task.signature)
         self._reporter = Reporter(
@@ -202,6 +205,10 @@ class Agent:
         """Size of each update that was bound to a round, in bytes."""
         return self.outbox.sizes()
 
+    def unsent_bases(self) -> list[int]:
+        """The base of each session that no round has taken: still waiting, or too old by now."""
+        return self.outbox.unsent()
+
     def close(self) -> None:
         """Let go of the store."""
         self._store.close()
@@ -222,10 +229,17 @@ class Agent:
             raise TrustError(f"{self.name} works on {self.task.name}, the instruction is for {task}")
 
     def _pull(self) -> None:
-        if self.clock() >= self._next_poll:
-            self._next_poll = self.clock() + RETRY_INTERVAL
-            self._rollout = self._workshop.pull(self)
-            self._next_poll = self.clock() + POLL_INTERVAL
+        if self.clock() < self._next_poll:
+            return
+        self._next_poll = self.clock() + self._spread(min(RETRY_INTERVAL * 2 ** min(self._failures, 16), POLL_INTERVAL))
+        self._failures += 1
+        self._rollout = self._workshop.pull(self)
+        self._failures = 0
+        self._next_poll = self.clock() + self._spread(POLL_INTERVAL)
+
+    def _spread(self, longest: timedelta) -> timedelta:
+        """Between the half and the whole of it: nodes that were offline together do not return in one minute."""
+        return longest * (1 + self._dice.random()) / 2
 
     def _settle(self) -> None:
         with self._store_lock:

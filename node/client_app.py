@@ -1,18 +1,29 @@
 """Flower's door to a node: translates messages, and hands over to the agent."""
 
+from typing import Protocol
+
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fleet.errors import FleetError
 from fleet.messages import CODEC
 from fleet.signing import Sealed
-from node.agent import Agent
 from node.outbox import Parcel
 
 REFUSED = 401
 
 
-def client_app(agent: Agent) -> ClientApp:
+class Participant(Protocol):
+    """Who answers the coordinator's asks for a node: its agent."""
+
+    def update(self, sealed: Sealed) -> Parcel | None:
+        """The update for the instruction's round; None while there is none."""
+
+    def report(self, sealed: Sealed) -> Sealed | None:
+        """What live windows say of a release; None while there are too few."""
+
+
+def client_app(agent: Participant) -> ClientApp:
     """The ClientApp of one node."""
     app = ClientApp()
 

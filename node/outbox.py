@@ -41,6 +41,10 @@ class Outbox:
         query = "select 1 from session where round is null and base = ?"
         return self._store.execute(query, (base,)).fetchone() is not None
 
+    def unsent(self) -> list[int]:
+        """Bases of the sessions that no round has taken, oldest session first."""
+        return [row[0] for row in self._store.execute("select base from session where round is null order by seq")]
+
     def answered(self, round_: int) -> bool:
         """Whether a session is bound to ``round_``."""
         return self._store.execute("select 1 from session where round = ?", (round_,)).fetchone() is not None

@@ -61,15 +61,24 @@ class Serving:
         self._follow()
 
     def consider(self, rollout: Rollout, catalog: "Catalog") -> None:
-        """Stage the release that the rollout offers, unless it was tried before or another is on probation."""
+        """Stage the release that the rollout offers, unless it was tried before or another is on probation.
+
+        When a rollout was halted, what it offers is the release that everybody else serves: a node that was away
+        while that one was rolled out has yet to take it.
+        """
         self._repair(catalog)
-        if rollout.release <= (self._stages.newest() or 0):
+        newest = self._stages.newest() or 0
+        if rollout.release <= newest:
             return
-        offered, artifact, golden = catalog.release(rollout.release)
-        if candidate := self._stages.candidate():
-            self._supersede(*candidate, offered)
-        if self._stages.candidate() is None and not rollout.halted:
-            self._stage(offered, artifact, golden)
+        offered = catalog.release(rollout.release)
+        if (candidate := self._stages.candidate()) and not (rollout.halted and candidate[0] == rollout.serving):
+            self._supersede(*candidate, offered[0])
+        if self._stages.candidate() is not None:
+            return
+        if not rollout.halted:
+            self._stage(*offered)
+        elif rollout.serving > newest:
+            self._stage(*catalog.release(rollout.serving))
 
     def settle(self, rollout: Rollout | None) -> None:
         """Make every move that the evidence calls for now."""
@@ -111,7 +120,7 @@ class Serving:
         pairs = self._shadow.pairs(number, watch)
         current = rollout if rollout and rollout.release == number else None
         signs = Signs(
-            in_wave=current is not None and current.includes(self._node),
+            in_wave=rollout is not None and rollout.admits(number, self._node),
             withdrawn=current is not None and current.halted,
             skips_shadow=release.withdraws > 0 and release.artifact in self._served_before(number),
             harm=harm_evidence(pair.harm for pair in pairs),

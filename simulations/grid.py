@@ -42,12 +42,16 @@ class InProcessGrid(Grid):
     def __init__(self, apps: Mapping[int, ClientApp], *, link: Link = always, run_id: int = 1) -> None:
         flwr_compat.identify(run_id)
         self._run = flwr_compat.empty_run(run_id)
-        self._apps = apps
+        self._apps = dict(apps)
         self._link = link
         self._ids = itertools.count(1)
         self._contexts: dict[int, Context] = {}
         self._replies: dict[str, tuple[Fate, list[Message]]] = {}
         self._late: list[Message] = []
+
+    def connect(self, node_id: int, app: ClientApp) -> None:
+        """Let a node join the network."""
+        self._apps[node_id] = app
 
     def set_run(self, run: Run) -> None:
         """Play another run."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from coordinator.rounds import BaseRow
+from coordinator.warm_start import warm_start
 from fleet.artifact import logits, open_session
 from fleet.errors import TaskError
 from fleet.quantization import Template
@@ -20,7 +21,6 @@ from fleet.weights import Flat
 from node.head import head_of, watched
 from node.personal import personalise
 from simulations.measurement import Judged, Lent, Measurements, Own, Row, Seen, Spent
-from coordinator.warm_start import warm_start
 from simulations.world import Device, World
 
 LABELS = (0, 5, 10, 20, 40)  # labelled windows of a device; "all that it has" comes on top

@@ -19,7 +19,8 @@ from node.client_app import client_app
 from node.workshop import InProcess
 from simulations.clock import SimulatedClock
 from simulations.scenario import Wish, configured
-from simulations.world import PAUSE, CountingFetcher, Device, World, once_per_artifact, read_progress, read_window
+from simulations.shelf import CountingFetcher
+from simulations.world import PAUSE, Device, World, once_per_artifact, read_progress, read_window
 
 NAME = "query.name"
 ASK_TIMEOUT_S = 600.0

@@ -81,7 +81,6 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result
     away = _joined([w for r in held_out.values() for w in (r.train, r.live)])
     live = _joined([device.recording.live for device in world.devices.values()])
     devices = list(world.devices.values())
-    closed = registry.rounds.bases()
     return Result(
         task=world.task.name,
         seed=seed,
@@ -92,7 +91,7 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result
         epsilon_max=max(device.agent.ledger.epsilon() for device in devices),
         delta=world.settings.privacy.delta,
         unit=world.task.unit.name,
-        rounds=len(closed) - 1,
+        rounds=registry.rounds.closed(),
         updates=registry.rounds.counted(),
         refused=len(registry.rounds.refusals()),
         releases=registry.releases.all()[-1][0].number,

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleet import durable, task
 from fleet.check import check
@@ -11,6 +11,9 @@ from fleet.errors import SettingsError, TaskError, UsageError
 from fleet.settings import Settings, load
 from fleet.signing import canonical
 from fleet.task import Recording, Task
+
+if TYPE_CHECKING:
+    from simulations.stories.story import Story
 
 SETTINGS_FILE = "fleet.toml"
 
@@ -26,6 +29,7 @@ class Wish:
     nodes: int | None = None
     rounds: int | None = None
     epsilon: float | None = None
+    story: str | None = None
 
     def save(self, folder: Path, settings: Settings) -> None:
         """Write down what was asked and what it came to, so that ``--resume`` needs no flags and heeds no edits."""
@@ -51,12 +55,13 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A task with its settings, the devices of the fleet, and those of the person who is kept out of it."""
+    """A task with its settings, the devices of the fleet, those of the person who is kept out of it, and a story."""
 
     task: Task
     settings: Settings
     fleet: dict[str, Recording]
     held_out: dict[str, Recording]
+    story: "Story | None" = None
 
 
 def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
@@ -65,8 +70,10 @@ def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
     Raises:
         UsageError: The wish cannot be granted; says which part of it and why.
     """
+    story = _story(wish)
     task_, settings, away = _configured(Path(wish.config), wish) if wish.config else _built_in(wish)
-    settings = pinned or _asked(settings, wish)
+    settings = _asked(settings, wish)
+    settings = pinned or (story.settings(settings) if story else settings)
     for finding in check(task_, settings, lambda task, weights: ()):  # the coordinator registers the graph itself
         if finding.level == "error":
             raise TaskError(f"{finding.subject}: {finding.message}")
@@ -75,13 +82,24 @@ def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
     fleet = _chosen({n: r for n, r in recordings.items() if r.person != away}, wish.nodes)
     if settings.round.min_updates > len(fleet):
         settings = settings.changed(round={"min_updates": max(2, len(fleet) // 2)})
-    return Scenario(task_, settings, fleet, {n: r for n, r in recordings.items() if r.person == away})
+    fleet = story.recordings(fleet) if story else fleet
+    return Scenario(task_, settings, fleet, {n: r for n, r in recordings.items() if r.person == away}, story)
 
 
 def configured(wish: Wish) -> tuple[Task, Settings]:
     """The task and the settings of a wish, before anything of them is checked."""
     task_, settings, _ = _configured(Path(wish.config), wish) if wish.config else _built_in(wish)
     return task_, _asked(settings, wish)
+
+
+def _story(wish: Wish) -> "Story | None":
+    if wish.story is None:
+        return None
+    from simulations.stories import story_named
+
+    story = story_named(wish.story)
+    story.check(wish)
+    return story
 
 
 def _asked(settings: Settings, wish: Wish) -> Settings:

@@ -17,7 +17,6 @@ from fleet.output import Format
 
 if TYPE_CHECKING:
     from fleet.settings import Settings
-    from simulations.result import Result
     from simulations.scenario import Wish
 
 CONFIG = Path("fleet.toml")
@@ -32,6 +31,7 @@ def simulate(
     model: Annotated[str | None, typer.Option(help="Of the built-in smartwatch task: features or cnn.")] = None,
     fold: Annotated[int, typer.Option(help="Which person is the public donor, and who is held out.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/DATE-TIME by default.")] = None,
+    story: Annotated[str | None, typer.Option(help="Play a story: a bad release, a day offline, ...")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run of this folder.")] = None,
     format_: Annotated[Format, typer.Option("--format", help="Table for people, or one JSON object.")] = Format.TEXT,
 ) -> None:
@@ -40,12 +40,12 @@ def simulate(
     from simulations.scenario import Wish
 
     if resume:
-        if (seed, rounds, nodes, epsilon, model, fold, out) != (0, None, None, None, None, 0, None):
+        if (seed, rounds, nodes, epsilon, model, fold, out, story) != (0, None, None, None, None, 0, None, None):
             raise UsageError("--resume goes on as the run began: leave out the other flags")
         folder = resume
         wish, pinned = Wish.saved(resume)
     else:
-        wish = Wish(config_here(model), model or "features", fold, seed, nodes, rounds, epsilon)
+        wish = Wish(config_here(model), model or "features", fold, seed, nodes, rounds, epsilon, story)
         pinned = None
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
     _play(folder, wish, pinned, started, format_)
@@ -69,7 +69,8 @@ def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float,
         from simulations.measure import measure
         from simulations.result import result
         from simulations.scenario import scenario
-        from simulations.view import View
+        from simulations.script import PLAIN
+        from simulations.view import View, print_result
         from simulations.world import World
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
@@ -77,17 +78,25 @@ def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float,
     with _owned(folder, fresh=pinned is None), View(plan.settings, quiet=format_ is Format.JSON) as view:
         wish.save(folder, plan.settings)
         try:
-            world = World(folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started)
+            script = plan.story or PLAIN
+            world = World(folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started, script=script)
             world.play(view.show)
             measure(world, plan.held_out).save(folder)
+            tale = plan.story.tale(world, plan.held_out) if plan.story else None
         except KeyboardInterrupt:
             view.say(f"Interrupted; nothing is lost. Go on with: edgefleet simulate --resume {folder}")
             raise
         outcome = result(world, plan.held_out, seed=wish.seed)
         world.close()
-        durable.write(folder / "result.json", json.dumps(outcome.to_json(), indent=2).encode())
+        told = {"story": tale.to_json()} if tale else {}
+        if tale:
+            durable.write(folder / "story.json", json.dumps(tale.to_json(), indent=2).encode())
+        durable.write(folder / "result.json", json.dumps(outcome.to_json() | told, indent=2).encode())
         _report(folder)
-    _print(outcome, folder, format_)
+    if format_ is Format.JSON:
+        typer.echo(json.dumps(outcome.to_json() | told))
+    else:
+        print_result(outcome, folder, tale)
 
 
 def _report(folder: Path) -> None:
@@ -112,12 +121,3 @@ def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
         except OSError as error:
             raise UsageError(f"{folder} is being played by another process") from error
         yield
-
-
-def _print(outcome: "Result", folder: Path, format_: Format) -> None:
-    if format_ is Format.JSON:
-        typer.echo(json.dumps(outcome.to_json()))
-        return
-    from simulations.view import print_result
-
-    print_result(outcome, folder)

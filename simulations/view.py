@@ -15,6 +15,7 @@ from coordinator.rollout import Phase, RolloutState
 from fleet.settings import Settings
 from simulations.clock import START
 from simulations.result import Result
+from simulations.stories.story import Tale
 from simulations.world import World
 
 ROUNDS_SHOWN = 5
@@ -56,7 +57,7 @@ class View:
 
     def show(self, world: World) -> None:
         """Bring the view up to date."""
-        played = len(world.coordinator.registry.rounds.bases()) - 1
+        played = world.coordinator.registry.rounds.closed()
         day, hour = divmod(round((world.clock() - START).total_seconds() / 3600), 24)
         self._bar.update(self._rounds, completed=played, note=f"simulated day {day + 1}, {hour:02}:00")
         for release, state in world.coordinator.registry.releases.all():
@@ -98,17 +99,27 @@ def _fleet(world: World) -> Table:
     return table
 
 
-def print_result(result: Result, folder: Path) -> None:
-    """The table at the end."""
+def print_result(result: Result, folder: Path, tale: Tale | None) -> None:
+    """The table at the end, after the story if there is one."""
     table = Table(title=f"{result.task}: {result.nodes} devices, {result.rounds} rounds", title_justify="left")
     table.add_column("what")
     table.add_column("", justify="right")
     for what, value in _rows(result):
         table.add_row(what, value)
     console = Console()
+    if tale:
+        console.print(_figures(tale))
+        console.print(" ".join(tale.told), highlight=False)
     console.print(table)
     console.print(f"The report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
     console.print(f"Everything is in {folder}", highlight=False, soft_wrap=True)
+
+
+def _figures(tale: Tale) -> Table:
+    table = Table(title=tale.title, title_justify="left", show_header=False)
+    for name, value in tale.figures.items():
+        table.add_row(name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))
+    return table
 
 
 def _rows(result: Result) -> list[tuple[str, str]]:

@@ -2,12 +2,15 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -18,63 +21,53 @@ from coordinator.warm_start import warm_start
 from fleet import durable, flwr_compat
 from fleet.enrolment import check_name
 from fleet.events import EventLog, Record
+from fleet.quantization import Template
 from fleet.release import Release
 from fleet.settings import Settings
 from fleet.signing import canonical, sha256
 from fleet.task import Recording, Task, weights_of
+from fleet.weights import Flat
 from node.admission import Admit, admit
 from node.agent import Agent
 from node.client_app import client_app
 from node.identity import Identity
-from node.installer import FolderFetcher
 from node.promotion import Stage
 from node.provisioning import provision
 from node.workshop import InProcess
-from simulations.clock import SimulatedClock
-from simulations.grid import InProcessGrid, Link, always
+from simulations.clock import START, SimulatedClock
+from simulations.grid import Fate, InProcessGrid
+from simulations.script import PLAIN, Script
+from simulations.shelf import CountingFetcher
 
 FIRST_FLOWER_ID = 1000
 HOUR = timedelta(hours=1)  # an hour is a round, however fleet.toml times them
 PAUSE = timedelta(minutes=1)
 ASK_TIMEOUT_S = 60.0
-
-
-class CountingFetcher(FolderFetcher):
-    """Reads the coordinator's shelf and counts the bytes that a base costs: metadata, manifest and weights."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._bytes = 0
-
-    def taken(self) -> int:
-        """Bytes since this was last asked."""
-        taken, self._bytes = self._bytes, 0
-        return taken
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        counts = not any(f"/targets/{kind}/" in url for kind in ("releases", "templates", "rollout"))
-        for chunk in super()._fetch(url):
-            self._bytes += len(chunk) * counts
-            yield chunk
+Reading = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A simulated device: what it will see, its agent, and its downloads."""
+    """A simulated device: what it sees from the hour on in which it joined, its agent, and its downloads."""
 
     recording: Recording
     agent: Agent
     fetcher: CountingFetcher
+    joined: int = 0
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run has come, over all its sittings; ``bytes_down`` are downloads other than of releases."""
+    """How far a run has come, over all its sittings.
+
+    ``bytes_down`` are downloads other than of releases; ``joined`` is the hour in which each latecomer came.
+    """
 
     hour: int = 0
     wall_s: float = 0.0
     bytes_down: int = 0
     first_promotion_s: float | None = None
+    joined: dict[str, int] = field(default_factory=dict)
 
 
 class World:
@@ -89,7 +82,7 @@ class World:
         *,
         seed: int,
         started: float,
-        link: Link = always,
+        script: Script = PLAIN,
     ) -> None:
         """Open the run of ``folder``, or begin it; ``started`` is ``time.monotonic()`` when the command began."""
         flwr_compat.quieten()
@@ -97,30 +90,36 @@ class World:
         self.folder = folder
         self.task = task
         self.settings = settings
+        self.seed = seed
         self.clock = SimulatedClock()
         self.progress = read_progress(folder)
         self._sitting = started - self.progress.wall_s
-        self.clock.set_hour(self.progress.hour)
+        self._script = script
+        self.clock.set_to(script.moment(self.progress.hour))
         self._events = EventLog(folder / "events.jsonl", self.clock)
         self.coordinator, self.repository = found(
             folder / "coordinator",
             task,
             settings.changed(round={"every": HOUR}),
-            register=lambda: register(task, weights_of(task.model())).template,
-            warm_start=lambda: warm_start(task, seed),
+            register=lambda: _template(task),
+            warm_start=lambda: _warm_start(task, seed),
             clock=self.clock,
             record=self._events.record("coordinator"),
         )
-        self._admit = once_per_artifact()
-        self.devices = {
-            name: self._provision(name, recording, FIRST_FLOWER_ID + index)
-            for index, (name, recording) in enumerate(sorted(recordings.items()))
-        }
-        self._grid = InProcessGrid(
-            {FIRST_FLOWER_ID + i: client_app(device.agent) for i, device in enumerate(self.devices.values())},
-            link=link,
-        )
+        self._admit = _ADMIT
+        self._recordings = dict(sorted(recordings.items()))
+        self._grid = InProcessGrid({}, link=self._link)
+        self.devices: dict[str, Device] = {}
+        absent = script.latecomers(list(self._recordings)) - self.progress.joined.keys()
+        for name in self._recordings:
+            if name not in absent:
+                self._provision(name)
         self._server = server_app(self.coordinator, pause=self._pause, timeout_s=ASK_TIMEOUT_S)
+
+    def join(self, name: str) -> None:
+        """Let a latecomer into the fleet, from this hour on."""
+        self.progress.joined.setdefault(name, self.progress.hour)
+        self._provision(name)
 
     def play(self, watch: Callable[["World"], None]) -> None:
         """Let hours pass until nothing is left to happen; ``watch`` is called after each."""
@@ -134,10 +133,17 @@ class World:
         registry = self.coordinator.registry
         if len(registry.rounds.all()) < self.settings.round.rounds or registry.rounds.current():
             return False
-        left = [device for device in self.devices.values() if self._has_windows(device)]
+        if not self._script.is_over(self):
+            return False
+        left = [device for device in self.devices.values() if has_windows(device)]
         if registry.releases.running() or self.coordinator.release_is_due():
             return not left
         return not any(_on_probation(device) for device in left)
+
+    @property
+    def elapsed(self) -> timedelta:
+        """Simulated time since the start."""
+        return self.clock() - START
 
     @property
     def wall_s(self) -> float:
@@ -158,13 +164,16 @@ class World:
 
     def _play_hour(self) -> None:
         hour = self.progress.hour
-        self.clock.set_hour(hour)
+        self.clock.set_to(self._script.moment(hour))
         self.repository.heartbeat()
+        self._script.before_hour(self)
         self._step_all()
-        for device in self.devices.values():
-            read_window(device, hour)
+        for name, device in self.devices.items():
+            read_window(device, hour - device.joined, partial(self._script.reading, name))
         self._step_all()
         self._server(self._grid, flwr_compat.context(1, flwr_compat.COORDINATOR_ID))
+        while self.elapsed - self._script.moment(hour) < timedelta(minutes=self._script.watched_minutes(hour)):
+            self._pause()
         self.progress.hour = hour + 1
 
     def _step_all(self) -> None:
@@ -175,20 +184,22 @@ class World:
         self._step_all()
         self.clock.pass_time(PAUSE)
 
-    def _has_windows(self, device: Device) -> bool:
-        return device.agent.shadow.next_seq() < len(device.recording.live)
+    def _link(self, flower_id: int) -> Fate:
+        return self._script.fate(list(self._recordings)[flower_id - FIRST_FLOWER_ID], self.elapsed)
 
-    def _provision(self, name: str, recording: Recording, flower_id: int) -> Device:
+    def _provision(self, name: str) -> None:
         check_name(name)
-        fetcher = CountingFetcher(self.repository.folder)
+        folder, recording = self.folder / "nodes" / name, self._recordings[name]
+        flower_id = FIRST_FLOWER_ID + list(self._recordings).index(name)
+        fetcher = CountingFetcher(self.repository.folder, lambda: self._script.reach(name, self.elapsed))
         agent = provision(
-            self.folder / "nodes" / name,
+            folder,
             lambda: Identity(
                 name=name,
                 key=Ed25519PrivateKey.generate(),
                 coordinator=self.coordinator.instruction_key,
                 root=self.repository.root_bytes(),
-                settings=self.settings,
+                settings=self._script.pinned(name, self.settings),
                 task=self.task,
             ),
             self.task,
@@ -200,7 +211,8 @@ class World:
         if len(agent.buffer) == 0:
             agent.buffer.keep(recording.train)
         self.coordinator.enrol(name, agent.public_key, flower_id)
-        return Device(recording, agent, fetcher)
+        self._grid.connect(flower_id, client_app(self._script.participant(agent, folder)))
+        self.devices[name] = Device(recording, agent, fetcher, self.progress.joined.get(name, 0))
 
     def _recorder(self, name: str) -> Record:
         record = self._events.record(name)
@@ -211,6 +223,17 @@ class World:
             record(event, **fields)
 
         return watch
+
+
+@cache
+def _template(task: Task) -> Template:
+    """The exported and quantized graph; fleets that are played one after the other share it."""
+    return register(task, weights_of(task.model())).template
+
+
+@cache
+def _warm_start(task: Task, seed: int) -> Flat:
+    return warm_start(task, seed)
 
 
 def once_per_artifact() -> Admit:
@@ -226,13 +249,24 @@ def once_per_artifact() -> Admit:
     return admit_once
 
 
-def read_window(device: Device, index: int) -> None:
-    """Let the device answer its next window, then learn the truth about it. A window is never used twice."""
+_ADMIT = once_per_artifact()
+
+
+def has_windows(device: Device) -> bool:
+    """Whether there are windows that the device has not seen."""
+    return device.agent.shadow.next_seq() < len(device.recording.live)
+
+
+def read_window(device: Device, index: int, sense: Callable[[Reading], Reading] = lambda x: x) -> None:
+    """Let the device answer its next window, then learn the truth about it. A window is never used twice.
+
+    ``sense`` is what the sensor makes of a window.
+    """
     live, agent = device.recording.live, device.agent
     if index >= len(live):
         return
     if agent.shadow.next_seq() == index:
-        agent.answer(live.x[index])
+        agent.answer(sense(live.x[index]))
     agent.label(index, int(live.y[index]))
 
 

@@ -238,7 +238,7 @@ class Fleet:
         vault = self.coordinator._vault
         none = vault.put(np.zeros(0, np.float32))
         payload = sha256(template.quantize(start))
-        self.rounds.first_base(BaseRow(0, 0, payload, vault.put(start), none, published=True))
+        self.rounds.add_bases(BaseRow(0, 0, payload, vault.put(start), none, published=True))
         for name, node_id in zip(KEYS, IDS, strict=True):
             self.coordinator.enrol(name, KEYS[name].public_key(), node_id)
 

@@ -1,0 +1,51 @@
+"""The way from a simulated device to the coordinator's shelf: bytes counted, and cut when the link is."""
+
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+
+from node.installer import FolderFetcher
+
+
+class Reach(Enum):
+    """What a device can read of the shelf."""
+
+    ALL = "all"
+    FROZEN = "frozen"
+    NOTHING = "nothing"
+
+
+class CountingFetcher(FolderFetcher):
+    """Reads the shelf as far as it can be reached, and counts the bytes that a base costs.
+
+    A frozen shelf is a mirror that gets nothing new. All files but the timestamp have their version in their name, so
+    the old timestamp is all that it takes.
+    """
+
+    def __init__(self, folder: Path, reach: Callable[[], Reach] = lambda: Reach.ALL) -> None:
+        super().__init__(folder)
+        self._reach = reach
+        self._timestamp: list[bytes] | None = None
+        self._bytes = 0
+
+    def taken(self) -> int:
+        """Bytes of metadata, manifests and weights of bases since this was last asked."""
+        taken, self._bytes = self._bytes, 0
+        return taken
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        counts = not any(f"/targets/{kind}/" in url for kind in ("releases", "templates", "rollout"))
+        for chunk in self._read(url, self._reach()):
+            self._bytes += len(chunk) * counts
+            yield chunk
+
+    def _read(self, url: str, reach: Reach) -> Iterator[bytes]:
+        if reach is Reach.NOTHING:
+            raise ConnectionError("the link is down")
+        if not url.endswith("/timestamp.json"):
+            return super()._fetch(url)
+        if reach is Reach.ALL:
+            self._timestamp = list(super()._fetch(url))
+        if self._timestamp is None:
+            raise ConnectionError("the mirror is empty")
+        return iter(self._timestamp)

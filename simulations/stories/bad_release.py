@@ -1,0 +1,169 @@
+"""A bad release, twice. Signed weights that are broken never answer; good ones that turn bad are taken back.
+
+Act one: an operator offers a checkpoint whose classes were exported in another order. Every signature holds and
+nearly every answer is wrong. Act two: the operator offers a checkpoint that is as good as the fleet's own, as long as
+the gyroscope's zero stays where it is. When the first wave serves it, the zero drifts.
+"""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fleet.errors import TaskError
+from fleet.settings import Settings
+from fleet.task import Recording, Task, layout_of, set_weights
+from fleet.weights import Flat
+from node.promotion import Stage
+from simulations.stories.story import Figure, Story, answers, count, failed, split
+
+if TYPE_CHECKING:
+    from simulations.world import Device, World
+
+BROKEN, LEANING = 1, 2
+FIRST_WAVE = 0.25
+TRAINING_SHARE = 0.3  # two releases are watched one after the other, so most of a recording is kept to live on
+GYROSCOPE = slice(3, 6)
+ZERO_DRIFT = 1.0  # rad/s; cheap gyroscopes drift by less, but this one was dropped
+LEAN = 10.0  # logits that the checkpoint adds to one class for a drift of this size
+
+
+class BadRelease(Story):
+    """Act one ends in shadow, act two on probation."""
+
+    name = "bad-release"
+    title = "A bad release, twice"
+    fixed = frozenset({"rounds", "model"})
+
+    def __init__(self) -> None:
+        self._drifts = False
+
+    def settings(self, settings: Settings) -> Settings:
+        """Only the operator offers releases; the small fleet takes what is not worse by ten points."""
+        release = {
+            "every_rounds": 1000,
+            "waves": (FIRST_WAVE, 1.0),
+            "margin": 0.1,
+            "shadow_windows": 12,
+            "probation_windows": 24,
+            "patience": timedelta(hours=26),
+        }
+        return settings.changed(round={"rounds": 6}, release=release)
+
+    def recordings(self, fleet: dict[str, Recording]) -> dict[str, Recording]:
+        """More to live on than to learn from."""
+        return {name: split(recording, TRAINING_SHARE) for name, recording in fleet.items()}
+
+    def before_hour(self, world: "World") -> None:
+        """The operator's two offers, and whether the gyroscopes drift yet."""
+        coordinator, number = world.coordinator, _newest(world)
+        trained = len(coordinator.registry.rounds.all())
+        master = coordinator.master(coordinator.registry.rounds.bases()[-1])
+        if number < BROKEN and trained >= 2:
+            coordinator.offer(mixed_up(world.task, master))
+        elif number == BROKEN and coordinator.registry.releases.running() is None:
+            coordinator.offer(leaning(world.task, master))
+        self._drifts = any(_went_through(device, LEANING, Stage.PROBATION) for device in world.devices.values())
+
+    def reading(self, name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The gyroscope's zero is off, once it drifts."""
+        return drifted(x) if self._drifts else x
+
+    def is_over(self, world: "World") -> bool:
+        """After act two."""
+        return _newest(world) >= LEANING
+
+    def tell(self, world: "World", held_out: dict[str, Recording]) -> tuple[list[str], dict[str, Figure]]:
+        """Who ever answered with either release, and who took it back."""
+        devices = list(world.devices.values())
+        wave = int(np.ceil(FIRST_WAVE * len(devices)))
+        phases = {release.number: state.phase for release, state in world.coordinator.registry.releases.all()}
+        withdrawn = [r for r, _ in world.coordinator.registry.releases.all() if r.withdraws == LEANING]
+        vetoed = sum(_vetoed(device, BROKEN) for device in devices)
+        exposed = {act: sum(_exposed(device, act) for device in devices) for act in (BROKEN, LEANING)}
+        back = sum(_by_itself(device, LEANING) for device in devices)
+        figures: dict[str, Figure] = {
+            "act_one_vetoes": vetoed,
+            "act_one_exposed": exposed[BROKEN],
+            "act_one_phase": phases[BROKEN].value,
+            "act_two_wave": wave,
+            "act_two_exposed": exposed[LEANING],
+            "act_two_rolled_back": back,
+            "act_two_phase": phases[LEANING].value,
+            "withdrawn_by": withdrawn[0].number if withdrawn else None,
+        }
+        end = phases[LEANING].value + (f" and taken back by release {withdrawn[0].number}" if withdrawn else "")
+        told = [
+            f"Release {BROKEN} was signed and wrong: {count(vetoed, 'node')} of {len(devices)} vetoed it in shadow, no "
+            f"wave opened, and {count(exposed[BROKEN], 'node')} ever answered with it.",
+            f"Release {LEANING} was good in shadow and turned bad when the gyroscopes drifted: "
+            f"{count(exposed[LEANING], 'node')} answered with it, of a first wave of {wave}, {back or 'none'} went "
+            f"back on their own evidence, and the rollout was {end}.",
+            f"The fleet answered all the while: {answers(world)} windows, {failed(world) or 'none'} without an answer.",
+        ]
+        return told, figures
+
+
+def mixed_up(task: Task, weights: Flat) -> Flat:
+    """``weights`` as an export with the classes in another order would have them: finite, signed and wrong."""
+    layout = layout_of(task.model())
+    parts = layout.unflatten(weights)
+    rolled = {name: np.roll(part, 1, axis=0) if name.startswith("head.") else part for name, part in parts.items()}
+    return layout.flatten(rolled)
+
+
+def leaning(task: Task, weights: Flat) -> Flat:
+    """``weights`` that also lean on the gyroscope's zero: the same answers, until it drifts, and then one class."""
+    if task.donor is None:
+        raise TaskError(f"{task.name}: a checkpoint cannot be made without a public donor")
+    x = task.donor().x
+    usual, after = _head_inputs(task, weights, x), _head_inputs(task, weights, drifted(x))
+    shift = after - usual
+    direction = LEAN * shift / (shift @ shift)
+    layout = layout_of(task.model())
+    parts = {name: part.copy() for name, part in layout.unflatten(weights).items()}
+    parts["head.weight"][0] += direction
+    parts["head.bias"][0] -= direction @ usual
+    return layout.flatten(parts)
+
+
+def drifted(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Windows ``(..., 6, 100)`` as a gyroscope whose zero is off would have them."""
+    x = x.copy()
+    x[..., GYROSCOPE, :] += np.float32(ZERO_DRIFT)
+    return x
+
+
+def _head_inputs(task: Task, weights: Flat, x: npt.NDArray[np.float32]) -> Flat:
+    """What the model's head sees on average."""
+    model = task.model().eval()
+    set_weights(model, weights)
+    seen: list[torch.Tensor] = []
+    model.get_submodule("head").register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(torch.from_numpy(x))
+    average: Flat = seen[0].mean(0).numpy()
+    return average
+
+
+def _newest(world: "World") -> int:
+    newest = world.coordinator.registry.releases.newest()
+    return newest[0].number if newest else 0
+
+
+def _went_through(device: "Device", release: int, stage: Stage) -> bool:
+    return any(move[:2] == (release, stage) for move in device.agent.stages.history())
+
+
+def _exposed(device: "Device", release: int) -> bool:
+    return release in device.agent.shadow.answered_with()
+
+
+def _vetoed(device: "Device", release: int) -> bool:
+    return any(move[:2] == (release, Stage.REJECTED) and "veto" in move[2] for move in device.agent.stages.history())
+
+
+def _by_itself(device: "Device", release: int) -> bool:
+    return any(move[:2] == (release, Stage.ROLLED_BACK) and "harm" in move[2] for move in device.agent.stages.history())

@@ -1,0 +1,229 @@
+"""A poisoned cohort: a quarter of the nodes is hostile, and they talk to each other.
+
+They are enrolled, hold their own keys, and sign what they send. Each attack is played against the default rule and
+against the plain mean, in fleets that are alike in everything else, and once nobody attacks.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fleet.errors import TamperedError
+from fleet.messages import Update, decode, encode
+from fleet.settings import Settings
+from fleet.signing import Sealed, sha256, unseal
+from fleet.task import Recording, Windows
+from node.agent import Agent
+from node.client_app import Participant
+from node.identity import Identity
+from node.outbox import Parcel
+from node.store import open_store
+from simulations.script import Script
+from simulations.stories.story import Figure, Story, accuracy, joined
+from simulations.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HOSTILE = 0.25
+ROUNDS = 6
+RELEASES_A_SESSION = 15
+RULES = ("screened-mean", "mean")
+NOBODY, LABELS = "nobody", "label-flip"
+
+Deltas = npt.NDArray[np.float64]  # a row a member of the gang
+Delta = npt.NDArray[np.float64]
+Attack = Callable[[Deltas, int], Delta]
+
+
+def sign_flip(deltas: Deltas, own: int) -> Delta:
+    """Ten times the way back."""
+    flipped: Delta = -10 * deltas[own]
+    return flipped
+
+
+def a_little(deltas: Deltas, own: int) -> Delta:
+    """Off the mean by no more than honest nodes are anyway (Baruch et al. 2019, section 3)."""
+    shifted: Delta = deltas.mean(0) - 1.5 * deltas.std(0)
+    return shifted
+
+
+def inner_product(deltas: Deltas, own: int) -> Delta:
+    """The mean, a little longer and turned around (Xie, Koyejo and Gupta 2019, section 4).
+
+    A gang that makes it four times as long costs far more than four points: every node's noise is longer than what all
+    nodes have in common, and clipping to the median tells them apart no more.
+    """
+    turned: Delta = -1.1 * deltas.mean(0)
+    return turned
+
+
+ATTACKS: dict[str, Attack | None] = {
+    "sign-flip": sign_flip,
+    "a-little-is-enough": a_little,
+    "inner-product": inner_product,
+    LABELS: None,  # its deltas are honest: its owner lies about the labels
+}
+
+
+class Poison(Script):
+    """One fleet whose last quarter is hostile, each node in the same way."""
+
+    def __init__(self, attack: str, fleet: "Iterable[str]") -> None:
+        names = sorted(fleet)
+        self._hostile = set() if attack == NOBODY else set(names[-max(1, int(HOSTILE * len(names))) :])
+        self._attack = ATTACKS.get(attack)
+        self._labels = attack == LABELS
+        self._gang: dict[str, Agent] = {}
+
+    @property
+    def hostile(self) -> set[str]:
+        """Who is hostile."""
+        return self._hostile
+
+    def recordings(self, fleet: dict[str, Recording]) -> dict[str, Recording]:
+        """With wrong labels to learn from, where that is the attack."""
+        if not self._labels:
+            return fleet
+        top = max(int(recording.train.y.max()) for recording in fleet.values())
+        return {name: _mislabelled(seen, top) if name in self._hostile else seen for name, seen in fleet.items()}
+
+    def participant(self, agent: Agent, folder: Path) -> Participant:
+        """A hostile owner reads the key from the device's disk, and answers in its place."""
+        if agent.name not in self._hostile or self._attack is None:
+            return agent
+        self._gang[agent.name] = agent
+        return Hostile(agent, _key(folder), self._gang, self._attack)
+
+
+class Hostile:
+    """Answers for a node: with the gang's deltas bent, and signed with the node's own key. Its reports are honest."""
+
+    def __init__(self, agent: Agent, key: Ed25519PrivateKey, gang: dict[str, Agent], bent: Attack) -> None:
+        self._agent = agent
+        self._key = key
+        self._gang = gang
+        self._bent = bent
+
+    def update(self, sealed: Sealed) -> Parcel | None:
+        """The bent update, once the whole gang has learned."""
+        honest = {name: agent.update(sealed) for name, agent in sorted(self._gang.items())}
+        parcels = {name: parcel for name, parcel in honest.items() if parcel is not None}
+        if len(parcels) < len(self._gang):
+            return None
+        deltas = np.stack([decode(p.payload, len(p.payload) // 4).astype(np.float64) for p in parcels.values()])
+        payload = encode(self._bent(deltas, list(parcels).index(self._agent.name)).astype(np.float32))
+        said = Update.of(unseal(Update.PURPOSE, parcels[self._agent.name].sealed, self._agent.public_key))
+        return Parcel(replace(said, payload_digest=sha256(payload)).sealed(self._key), payload)
+
+    def report(self, sealed: Sealed) -> Sealed | None:
+        """What the node itself would say."""
+        return self._agent.report(sealed)
+
+
+class PoisonedCohort(Story):
+    """The run's own fleet meets the loudest attack with the default rule; the others are played beside it."""
+
+    name = "poisoned-cohort"
+    title = "A poisoned cohort"
+    fixed = frozenset({"rounds"})
+    fewest = 8
+
+    def __init__(self) -> None:
+        self._poison = Poison(NOBODY, ())
+
+    def settings(self, settings: Settings) -> Settings:
+        """Few rounds, and one release at their end."""
+        return settings.changed(
+            privacy={"planned_releases": ROUNDS * RELEASES_A_SESSION},
+            round={"rounds": ROUNDS, "aggregation": RULES[0]},
+            release={"every_rounds": ROUNDS, "waves": (0.25, 1.0), "margin": 0.1},
+        )
+
+    def recordings(self, fleet: dict[str, Recording]) -> dict[str, Recording]:
+        """The first of the attacks."""
+        self._poison = Poison(next(iter(ATTACKS)), fleet)
+        return self._poison.recordings(fleet)
+
+    def participant(self, agent: Agent, folder: Path) -> Participant:
+        """As that attack has it."""
+        return self._poison.participant(agent, folder)
+
+    def tell(self, world: World, held_out: dict[str, Recording]) -> tuple[list[str], dict[str, Figure]]:
+        """Accuracy of every fleet's newest base, on windows that nobody trained on."""
+        fleet = {name: device.recording for name, device in world.devices.items()}
+        honest = [seen.live for name, seen in fleet.items() if name not in self._poison.hostile]
+        judge = joined(honest + [part for seen in held_out.values() for part in (seen.train, seen.live)])
+        reached = {(NOBODY, RULES[0]): _beside(world, NOBODY, RULES[0], fleet, judge)}
+        for attack in ATTACKS:
+            for rule in RULES:
+                ours = (attack, rule) == (next(iter(ATTACKS)), RULES[0])
+                reached[attack, rule] = _newest(world, judge) if ours else _beside(world, attack, rule, fleet, judge)
+        return self._sentences(world, reached)
+
+    def _sentences(self, world: World, reached: dict[tuple[str, str], float]) -> tuple[list[str], dict[str, Figure]]:
+        default, plain = RULES
+        clean = reached.pop((NOBODY, default))
+        lost = {rule: {attack: clean - reached[attack, rule] for attack in ATTACKS} for rule in RULES}
+        worst = {rule: max(points, key=points.__getitem__) for rule, points in lost.items()}
+        hostile = len(self._poison.hostile)
+        figures: dict[str, Figure] = {"nodes": len(world.devices), "hostile": hostile, "clean_accuracy": clean}
+        for (attack, rule), value in reached.items():
+            figures[f"{attack}_{rule}_accuracy".replace("-", "_")] = value
+        figures |= {
+            "most_points_lost_by_default": 100 * lost[default][worst[default]],
+            "most_points_lost_by_plain_mean": 100 * lost[plain][worst[plain]],
+        }
+        told = [
+            f"{hostile} of {len(world.devices)} nodes were hostile, with valid signatures, in {len(ATTACKS)} ways; "
+            f"without them the fleet reaches {clean:.0%} on windows that nobody trained on.",
+            f"With the screened mean, the default, {worst[default]} cost most and left "
+            f"{reached[worst[default], default]:.0%}; with the plain mean {worst[plain]} left "
+            f"{reached[worst[plain], plain]:.0%}.",
+            "The screen drops what is three times longer than the median and clips the rest to the median, so that "
+            "nobody counts for more than one node.",
+        ]
+        return told, figures
+
+
+def _beside(world: World, attack: str, rule: str, fleet: dict[str, Recording], judge: Windows) -> float:
+    """The accuracy that another fleet of the same devices reaches; it makes no releases."""
+    settings = world.settings.changed(round={"aggregation": rule}, release={"every_rounds": ROUNDS + 1})
+    poison = Poison(attack, fleet)
+    other = World(
+        world.folder / "beside" / f"{attack}-{rule}",
+        world.task,
+        settings,
+        poison.recordings(fleet),
+        seed=world.seed,
+        started=time.monotonic(),
+        script=poison,
+    )
+    other.play(lambda _: None)
+    reached = _newest(other, judge)
+    other.close()
+    return reached
+
+
+def _newest(world: World, judge: Windows) -> float:
+    newest = world.coordinator.registry.rounds.bases()[-1]
+    return accuracy(world.task, world.coordinator.master(newest), judge)
+
+
+def _mislabelled(seen: Recording, top: int) -> Recording:
+    return replace(seen, train=Windows(seen.train.x, top - seen.train.y))
+
+
+def _key(folder: Path) -> Ed25519PrivateKey:
+    store = open_store(folder / "node.db")
+    identity = Identity.load(store)
+    store.close()
+    if identity is None:
+        raise TamperedError(f"{folder} was never provisioned")
+    return identity.key
