@@ -4,14 +4,16 @@ import dataclasses
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fleet.errors import ExpiredError, RefusedError, SignatureError
 from fleet.signing import Sealed, canonical, seal, sha256, unseal
 from fleet.weights import Flat
+
+if TYPE_CHECKING:  # a node that only answers has nothing to sign, and 7 MB less to hold
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 CODEC = "fleet.f32.v1"
 
@@ -47,11 +49,11 @@ class Instruction(Fields):
 
     PURPOSE: ClassVar[str]
 
-    def sealed(self, key: Ed25519PrivateKey) -> Sealed:
+    def sealed(self, key: "Ed25519PrivateKey") -> Sealed:
         return seal(self.PURPOSE, self.fields(), key)
 
     @classmethod
-    def verified(cls, sealed: Sealed, key: Ed25519PublicKey, *, now: datetime) -> Self:
+    def verified(cls, sealed: Sealed, key: "Ed25519PublicKey", *, now: datetime) -> Self:
         """The instruction, if the holder of ``key`` signed it and it has not expired.
 
         Raises:
@@ -112,7 +114,7 @@ class Update(Fields):
 
     PURPOSE: ClassVar[str] = "update"
 
-    def sealed(self, key: Ed25519PrivateKey) -> Sealed:
+    def sealed(self, key: "Ed25519PrivateKey") -> Sealed:
         return seal(self.PURPOSE, self.fields(), key)
 
 
@@ -132,7 +134,7 @@ class Report(Fields):
 
     PURPOSE: ClassVar[str] = "report"
 
-    def sealed(self, key: Ed25519PrivateKey) -> Sealed:
+    def sealed(self, key: "Ed25519PrivateKey") -> Sealed:
         return seal(self.PURPOSE, self.fields(), key)
 
 

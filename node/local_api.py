@@ -1,8 +1,6 @@
 """The node's API for programs on the same device: the Open Inference Protocol, labels, and what is counted."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,6 @@ class LocalApi:
         self._model = model
         self._gauges = gauges
         self._record = record
-        self._version = version("edgefleet")
         self._places: dict[tuple[str, ...], tuple[str, Callable[[Request], Response]]] = {
             ("metrics",): ("GET", self._metrics),
             ("v2",): ("GET", self._server),
@@ -92,8 +89,12 @@ class LocalApi:
         return handlers[rest]
 
     def _server(self, _: Request) -> Response:
+        from importlib.metadata import version  # 3 MB that few nodes are ever asked for
+
         extensions = ["binary_tensor_data", "labels"]
-        return _json({"name": "edgefleet", "version": self._version, "extensions": extensions, "models": [self._model]})
+        return _json(
+            {"name": "edgefleet", "version": version("edgefleet"), "extensions": extensions, "models": [self._model]}
+        )
 
     def _ready(self, wish: str | None) -> bool:
         active = self._desk.active
@@ -141,7 +142,7 @@ class LocalApi:
 
     def _tensors(self, reply: Reply) -> list[Tensor]:
         classes, n = self._desk.signature.classes, len(reply.answers)
-        logits = np.stack([one.logits for one in reply.answers])
+        logits = np.array([one.logits for one in reply.answers])
         labels = [one.label for one in reply.answers]
         return [
             Tensor("logits", logits.shape, logits),
@@ -193,4 +194,4 @@ def _check_version(wish: str | None, release: int) -> None:
 
 
 def _json(value: Mapping[str, Any], status: int = 200, *headers: tuple[str, str]) -> Response:
-    return Response(status, json.dumps(value, separators=(",", ":")).encode(), headers=headers)
+    return Response(status, protocol.JSON.encode(value).encode(), headers=headers)

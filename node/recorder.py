@@ -17,11 +17,12 @@ from node.metrics import Metrics
 from node.shadow import Reading, Shadow
 from node.store import open_store, transaction
 
-CAPACITY = 1000  # readings that wait for the disk; further ones are answered and not kept
+CAPACITY = 256  # readings that wait for the disk, or one request of any size; further ones are answered and not kept
 LINGER_S = 0.02  # how long the first of them waits for company: one flush for all
 FORGET_EVERY = 100  # readings
 LABEL_TIMEOUT_S = 10.0
 _BUSY_MS = 5000
+_CACHE_KB = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Recorder:
         """
         self._store = open_store(path)
         self._store.execute(f"pragma busy_timeout={_BUSY_MS}")
+        self._store.execute(f"pragma cache_size=-{_CACHE_KB}")
         self._shadow = Shadow(self._store, signature)
         self._buffer = Buffer(self._store, signature, partition_size=partition_size)
         self._metrics = metrics
@@ -66,7 +68,7 @@ class Recorder:
     def put(self, request: str, readings: Sequence[Reading]) -> bool:
         """Keep them soon; whether there is room to."""
         with self._wake:
-            if self._closed or self._waiting + len(readings) > CAPACITY:
+            if self._closed or (self._waiting and self._waiting + len(readings) > CAPACITY):
                 return False
             self._waiting += len(readings)
             self._jobs.append(_Answered(request, readings))

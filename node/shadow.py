@@ -68,12 +68,11 @@ class Shadow:
         """Keep what was answered together, inside a transaction of the caller. A name used again is a new request."""
         first = self.next_seq()
         rows = [
-            (first + i, one.x.tobytes(), one.answer.release, one.answer.label, one.watch, one.watch is None)
-            for i, one in enumerate(readings)
+            (first + i, one.x.tobytes(), one.answer.release, one.answer.label, one.watch, one.watch is None, *name)
+            for i, (one, name) in enumerate(zip(readings, _first_only(request, len(readings)), strict=True))
         ]
-        statement = "insert into reading (seq, x, release, answer, watch, lesson) values (?, ?, ?, ?, ?, ?)"
-        self._store.executemany(statement, rows)
-        self._store.execute("update reading set request = ?, size = ? where seq = ?", (request, len(readings), first))
+        columns = "seq, x, release, answer, watch, lesson, request, size"
+        self._store.executemany(f"insert into reading ({columns}) values (?, ?, ?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
 
     def teach(self, request: str, labels: Sequence[int], buffer: Buffer) -> int:
         """The truth about the readings of a request, inside a transaction of the caller; lessons go to the buffer.
@@ -165,3 +164,8 @@ class Shadow:
         """Those of ``pairs`` that are in no report yet."""
         used = {row[0] for row in self._store.execute("select seq from reading where report is not null")}
         return [pair for pair in self.pairs(candidate, watch) if pair.seq not in used]
+
+
+def _first_only(request: str, size: int) -> list[tuple[str | None, int | None]]:
+    """A request's name and size stand with the first of its readings; the others follow it."""
+    return [(request, size), *[(None, None)] * (size - 1)]

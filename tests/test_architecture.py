@@ -142,6 +142,10 @@ def test_files_that_must_survive_a_power_cut_are_written_in_one_place() -> None:
             },
         ),
         ("import coordinator.admin_client", {"torch", "flwr", "sqlalchemy", "fastapi", "uvicorn", "numpy"}),
+        (
+            "import node.desk, node.local_api, node.http_server",
+            {"torch", "flwr", "onnx", "cryptography", "email", "tuf"},
+        ),
         ("import simulations.simulate_command", {"torch", "flwr", "onnxruntime", "onnx", "sqlalchemy", "opacus"}),
     ],
 )

@@ -262,11 +262,15 @@ def test_readings_beyond_what_may_wait_are_answered_and_not_kept(
     counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "CAPACITY", 3)
-    reply = counter.desk.answer(counter.toy.points(4).x, "a")
-    assert (len(reply.answers), reply.recorded) == (4, False)
-    assert counter.desk.metrics.unrecorded == 4
+    monkeypatch.setattr(recorder_module, "LINGER_S", 0.3)
+    x = counter.toy.points(4).x
+    assert counter.desk.answer(x, "alone").recorded
+    reply = counter.desk.answer(x[:1], "beyond")
+    assert (len(reply.answers), reply.recorded) == (1, False)
+    assert counter.desk.metrics.unrecorded == 1
     with pytest.raises(InputError, match="no answer"):
-        counter.desk.teach("a", [0] * 4)
+        counter.desk.teach("beyond", [0])
+    assert counter.desk.teach("alone", [0] * 4) == 4
 
 
 def test_eight_threads_are_answered_while_releases_are_promoted(tmp_path: Path, toy: Any) -> None:
