@@ -130,7 +130,7 @@ def superlink(folder: Path, certificates: Certificates | None = None) -> Iterato
         command += ["--insecure"]
     quiet = {"FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     with open(folder / "superlink.log", "wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, **quiet}, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env={**os.environ, **quiet}, stdout=log, stderr=log)  # noqa: S603 - our own
         try:
             link = SuperLink(port, certificates, process)
             _await(link, folder / "superlink.log")

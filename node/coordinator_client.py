@@ -16,8 +16,8 @@ from fleet.signing import Sealed
 from node.transport import Reply, Transport, checked
 
 HOPELESS = timedelta(days=365)
-_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLY = timedelta(seconds=60)  # a token is renewed this long before it expires
+_LONGEST = timedelta(hours=1)  # whatever the coordinator says
 _MAX_JSON_BYTES = 256 << 10
 
 
@@ -84,7 +84,7 @@ class CoordinatorClient:
         self._node = node
         self._key = key
         self._token = ""
-        self._expires = _LONG_AGO
+        self._fresh_until = datetime.min.replace(tzinfo=UTC)
 
     def standing(self) -> Standing:
         """How things stand.
@@ -109,7 +109,7 @@ class CoordinatorClient:
 
     def bearer(self) -> dict[str, str]:
         """The header that says who asks; a token is fetched when there is none, or it is about to expire."""
-        if self.clock() >= self._expires - _EARLY:
+        if self.clock() >= self._fresh_until:
             try:
                 self._renew()
             except RefusedError as error:
@@ -121,7 +121,7 @@ class CoordinatorClient:
 
     def forget_token(self) -> None:
         """Fetch another token next time."""
-        self._expires = _LONG_AGO
+        self._fresh_until = datetime.min.replace(tzinfo=UTC)
 
     def _renew(self) -> None:
         request = TokenRequest(self._node, secrets.token_urlsafe(24), self.clock())
@@ -129,8 +129,8 @@ class CoordinatorClient:
         token = data.get("token")
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise LinkError("token: the answer is malformed")
-        # Whatever the coordinator's clock does, a token is used for an hour at most.
-        self._expires = min(_instant(data, "expires", "token"), self.clock() + timedelta(hours=1))
+        now, expires = self.clock(), _instant(data, "expires", "token")
+        self._fresh_until = min(max(expires, now), now + _LONGEST) - _EARLY
         self._token = token
 
 

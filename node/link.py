@@ -124,7 +124,7 @@ class Link:
         if self._reply is None:
             asked = self._receive(node_id)
             if asked is None:
-                return self._later()
+                return self._later(now)
             self._reply = self._answer(asked, node_id)
         reply = self._reply
         self._send(node_id, reply)
@@ -138,7 +138,7 @@ class Link:
         if self.node_id is None:
             self.node_id = self._fleet.activate(self._public_key, interval)
             self._beat = (now, interval)
-        elif self._beat is None or self._beat[1] != interval or now - self._beat[0] >= interval / 2:
+        elif self._beat is None or interval > self._beat[1] or now - self._beat[0] >= self._beat[1] / 2:
             if not self._fleet.heartbeat(self.node_id, interval):
                 self.node_id = None
                 raise LinkError("the coordinator does not know this node by its number")
@@ -162,7 +162,7 @@ class Link:
             self._claim, self._late = None, 0
         return asked
 
-    def _later(self) -> float | None:
+    def _later(self, now: float) -> float | None:
         """Nothing arrived: because parts of a message are late, or because nothing was sent."""
         if self._claim is not None:
             self._late += 1
@@ -172,6 +172,7 @@ class Link:
         elif self._ask_standing is not None:
             self.standing = self._ask_standing()
             self.pace = self.pace.told(self.standing.round, self.standing.poll_s)
+            self._online(now)  # a longer silence is announced before it begins
         return None
 
     def _drop(self, reason: str) -> None:

@@ -38,9 +38,9 @@ def http_server(answer: Callable[[Request], Answer], *, context: ssl.SSLContext 
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = handle_any
+        do_GET = do_POST = handle_any  # noqa: N815 - the library's names
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *args: object) -> None:
             pass
 
     class Quiet(ThreadingHTTPServer):
