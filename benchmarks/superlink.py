@@ -136,8 +136,8 @@ def superlink(folder: Path, certificates: Certificates | None = None) -> Iterato
             _await(link, folder / "superlink.log")
             yield link
         finally:
-            process.terminate()
-            process.wait(20)
+            process.kill()  # asked politely it waits for every client that still keeps a connection
+            process.wait()
 
 
 def _await(link: SuperLink, log: Path) -> None:

@@ -1,19 +1,23 @@
 """The link carries on whatever the network, the coordinator or the ClientApp do."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from fleet.errors import AllowanceError, BusyError, LinkError, RefusedError, TrustError
 from fleet.flwr_compat import Claim
 from node import timing
-from node.coordinator_client import Standing
-from node.link import CRASHED, Link
+from node.coordinator_client import CoordinatorClock, Standing
+from node.link import CRASHED, UNAUTHENTICATED, FlowerPost, Link
+from node.transport import Transport
+from tests.http_server import Answer, Request, http_server
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 NODE = 1007
@@ -310,3 +314,40 @@ def test_goodbye_is_said_once_it_came_online_and_may_fail() -> None:
     node.fleet.failing = {"deactivate": [LinkError("gone")]}
     node.link.close()
     assert node.fleet.calls[-1] == "deactivate"
+
+
+def test_a_signature_is_used_for_a_minute_and_made_anew_by_the_coordinators_time_when_it_is_refused() -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    skew = timedelta(hours=2)
+    signed: list[str] = []
+
+    def answer(request: Request) -> Answer:
+        if request.path == "/api/v1/time":
+            return 200, {}, json.dumps({"now": (datetime.now(UTC) + skew).isoformat()}).encode()
+        signed.append(request.headers["flwr-timestamp"])
+        off = abs(datetime.fromisoformat(signed[-1]) - datetime.now(UTC) - skew)
+        return (401, {}, b"") if off > timedelta(seconds=5) else (200, {}, request.body)
+
+    with http_server(answer) as port:
+        clock = CoordinatorClock(lambda: datetime.now(UTC))
+        post = FlowerPost(Transport(f"http://127.0.0.1:{port}"), key, clock)
+        assert [post("/v1/fleet/x", b"body", {}) for _ in range(3)] == [b"body"] * 3
+        assert len(set(signed)) == 2
+        clock.offset += timedelta(seconds=61)
+        skew += timedelta(seconds=61)
+        post("/v1/fleet/x", b"body", {})
+        assert len(set(signed)) == 3
+
+
+def test_a_node_that_is_refused_at_any_time_is_told_so() -> None:
+    def answer(request: Request) -> Answer:
+        if request.path == "/api/v1/time":
+            return 200, {}, json.dumps({"now": datetime.now(UTC).isoformat()}).encode()
+        return 401, {}, b'{"detail": "Invalid SuperNode authentication"}'
+
+    with http_server(answer) as port:
+        key = ec.generate_private_key(ec.SECP384R1())
+        post = FlowerPost(Transport(f"http://127.0.0.1:{port}"), key, CoordinatorClock(lambda: datetime.now(UTC)))
+        with pytest.raises(RefusedError, match="Invalid SuperNode") as raised:
+            post("/v1/fleet/x", b"", {})
+        assert raised.value.code == UNAUTHENTICATED

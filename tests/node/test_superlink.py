@@ -199,6 +199,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
 
 def test_with_tls_and_node_authentication(guarded: SuperLink) -> None:
     with node(guarded, guarded.port) as (ours, number), guarded.run() as grid:
+        ours.step()
         ids = grid.push_messages([ask(number)])
         ours.until_answered()
         (reply,) = grid.pull_messages(ids)
@@ -218,6 +219,7 @@ def test_a_node_with_a_wrong_clock_takes_part_once_it_knows_the_time(guarded: Su
     """Flower refuses nodes that are more than 5 s fast, and drops replies that its clock finds expired."""
     with node(guarded, guarded.port, off=off) as (ours, number), guarded.run() as grid:
         ours.clock.offset = -off
+        ours.step()
         ids = grid.push_messages([ask(number)])
         ours.until_answered()
         (reply,) = grid.pull_messages(ids)
