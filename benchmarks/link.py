@@ -1,0 +1,132 @@
+"""What a sync costs a node over Flower's Fleet API: seconds, CPU and memory, with a stock SuperLink at the other end.
+
+python -m benchmarks.link [--weights N] [--round-trip S] [--syncs N]
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+
+def main() -> None:
+    """Measure, and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=int, default=1036)
+    parser.add_argument("--round-trip", type=float, default=0.0, help="seconds")
+    parser.add_argument("--syncs", type=int, default=20)
+    parser.add_argument("--node", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.node:
+        play_node(*given.node, weights=given.weights)
+    else:
+        print(json.dumps(measure(given.weights, given.round_trip, given.syncs)))
+
+
+def measure(weights: int, round_trip_s: float, syncs: int) -> dict[str, Any]:
+    """Ask a node of its own process ``syncs`` times, and wait for each answer."""
+    from flwr.app import ConfigRecord, Message, RecordDict
+
+    from benchmarks.proxy import Fault, Proxy
+    from benchmarks.superlink import superlink
+    from fleet.enrolment import pem
+
+    key = ec.generate_private_key(ec.SECP384R1())
+    with (
+        tempfile.TemporaryDirectory() as name,
+        superlink(Path(name)) as link,
+        Proxy(("127.0.0.1", link.port), Fault(round_trip_s=round_trip_s)) as proxy,
+        link.run() as grid,
+    ):
+        folder = Path(name)
+        folder.joinpath("key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        number = link.register(pem(key.public_key()))
+        command = [sys.executable, "-m", "benchmarks.link", "--weights", str(weights)]
+        command += ["--node", f"http://127.0.0.1:{proxy.port}", name, str(number)]
+        node = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        assert node.stdin and node.stdout  # noqa: S101
+        idle = json.loads(node.stdout.readline())
+        lines = []
+        for _ in range(syncs + 1):
+            record = ConfigRecord({"body": os.urandom(500), "signature": bytes(64)})
+            ids = grid.push_messages([Message(RecordDict({"instruction": record}), number, "train.update")])
+            print("step", file=node.stdin, flush=True)
+            lines.append(json.loads(node.stdout.readline()))
+            if len(list(grid.pull_messages(ids))) != 1:
+                raise RuntimeError("a sync was not answered")
+        node.stdin.close()
+        node.wait()
+    first, warm = lines[0], lines[1:]
+    return {
+        "weights": weights,
+        "round_trip_s": round_trip_s,
+        "first_sync_s": first["wall_s"],
+        "sync_s": median(line["wall_s"] for line in warm),
+        "sync_cpu_s": median(line["cpu_s"] for line in warm),
+        "idle_rss_mb": idle["rss_mb"],
+        "rss_mb": max(line["rss_mb"] for line in lines),
+        "load": os.getloadavg()[0],
+    }
+
+
+def play_node(url: str, folder: str, number: str, *, weights: int) -> None:
+    """A node that makes a step for each line it reads, and prints what that cost."""
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
+
+    from fleet.enrolment import pem
+    from fleet.flwr_compat import FleetApi
+    from fleet.messages import CODEC
+    from node.coordinator_client import CoordinatorClock
+    from node.link import FlowerPost, Link
+    from node.transport import Transport
+
+    app = ClientApp()
+    payload = os.urandom(4 * weights)
+
+    @app.train("update")
+    def update(message: Message, context: Context) -> Message:
+        sealed = ConfigRecord({"body": bytes(700), "signature": bytes(64)})
+        delta = Array("float32", (weights,), CODEC, payload)
+        return Message(RecordDict({"update": sealed, "delta": ArrayRecord({"delta": delta})}), reply_to=message)
+
+    key = load_pem_private_key(Path(folder, "key.pem").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)  # noqa: S101
+    clock = CoordinatorClock(lambda: datetime.now(UTC))
+    fleet = FleetApi(FlowerPost(Transport(url), key, clock))
+    link = Link(fleet, app, public_key=pem(key.public_key()), clock=clock, chance=lambda: 0.5, node_id=int(number))
+    print(json.dumps(_cost(lambda: link.step(0.0))), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(_cost(lambda: link.step(1.0))), flush=True)
+    link.close()
+
+
+def _cost(step: Callable[[], float]) -> dict[str, float]:
+    wall, cpu = time.monotonic(), time.process_time()
+    step()
+    return {
+        "wall_s": round(time.monotonic() - wall, 4),
+        "cpu_s": round(time.process_time() - cpu, 4),
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+if __name__ == "__main__":
+    main()
