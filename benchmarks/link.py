@@ -6,7 +6,6 @@ python -m benchmarks.link [--weights N] [--round-trip S] [--syncs N]
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -61,7 +60,8 @@ def measure(weights: int, round_trip_s: float, syncs: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.link", "--weights", str(weights)]
         command += ["--node", f"http://127.0.0.1:{proxy.port}", name, str(number)]
         node = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
-        assert node.stdin and node.stdout  # noqa: S101
+        assert node.stdin  # noqa: S101
+        assert node.stdout  # noqa: S101
         idle = json.loads(node.stdout.readline())
         lines = []
         for _ in range(syncs + 1):
@@ -124,8 +124,13 @@ def _cost(step: Callable[[], float]) -> dict[str, float]:
     return {
         "wall_s": round(time.monotonic() - wall, 4),
         "cpu_s": round(time.process_time() - cpu, 4),
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mb": _resident_mb(),
     }
+
+
+def _resident_mb() -> float:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return round(int(fields["VmRSS"].split()[0]) / 1024, 1)
 
 
 if __name__ == "__main__":

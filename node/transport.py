@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import math
 import ssl
 import threading
 import time
@@ -110,7 +111,7 @@ class Transport:
                 headers=sent,
                 redirect=False,
                 retries=False,
-                pool_timeout=self._silence_s,
+                pool_timeout=math.ceil(self._silence_s),
                 preload_content=False,
                 decode_content=False,
             )
