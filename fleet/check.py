@@ -196,7 +196,7 @@ def _misshapen(recordings: object) -> Iterator[Finding]:
         return
     for name, recording in recordings.items():
         try:
-            check_name(str(name))
+            check_name(name if isinstance(name, str) else "")
         except UsageError as error:
             yield _error("devices", str(error))
         if not isinstance(recording, Recording):

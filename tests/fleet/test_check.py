@@ -239,7 +239,7 @@ def test_recordings_of_another_kind_are_one_line(devices: Any, subject: str, mes
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../x", "a/b", "/etc", "a\0b", ".hidden", "-rf", "a b", "d\n", "é", "x" * 64]
+    "name", ["", "..", "../x", "a/b", "/etc", "a\0b", ".hidden", "-rf", "a b", "d\n", "é", "x" * 64, 7]
 )
 def test_a_device_whose_name_is_no_name_for_a_folder_is_refused(name: Any) -> None:
     seen = Recording("p", windows(), windows(begin=200))
