@@ -112,7 +112,9 @@ class Gate:
         try:
             while True:
                 patience = self._limits.idle_s + size / self._limits.slowest - (self._clock() - began)
-                async with asyncio.timeout(min(max(patience, 0.0), self._limits.idle_s)):
+                if patience <= 0:
+                    raise TimeoutError
+                async with asyncio.timeout(min(patience, self._limits.idle_s)):
                     message = await receive()
                 if message["type"] != "http.request":
                     raise RefusedError("slow", "the request was broken off")

@@ -66,7 +66,7 @@ class Door:
     def open(self) -> None:
         """Start it, as after a crash."""
         root = self.fleet.repository.first_root_bytes()
-        address = Address("https://fleet.example", "", root, TASK.name, "task.py:TASK", SETTINGS)
+        address = Address("https://fleet.example", "", root, TASK, "task.py:TASK", SETTINGS)
         self.access = Access(
             self.fleet.coordinator, self.flower, TOKENS, address, clock=lambda: self.fleet.now, record=self.record
         )
@@ -99,7 +99,7 @@ def test_an_invited_node_is_welcomed_and_on_record_and_known_to_flower(door: Doo
     invitation = door.access.invite("watch-1")
     device = Device()
     welcome = door.access.enrol(device.request(invitation))
-    assert Welcome.checked(welcome.to_json(), invitation) == welcome
+    assert Welcome.checked(welcome.to_json(), invitation).to_json() == welcome.to_json()
     registry = door.fleet.coordinator.registry
     assert registry.roster.members()["watch-1"].key == device.key.public_key()
     assert registry.roster.active() == {"watch-1": welcome.flower_id}
