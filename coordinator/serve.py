@@ -107,7 +107,7 @@ class _Doors:
 
 
 def _opened(
-    folder: Path, the_task: Task, settings: Settings, url: str, authority: bytes | None, stack: ExitStack
+    folder: Path, the_task: Task, settings: Settings, url: str, authority: str, stack: ExitStack
 ) -> _Doors:
     from coordinator.access import Access, Address
     from coordinator.api.admin import admin_app
@@ -131,7 +131,7 @@ def _opened(
     superlink = SuperLink(folder / "superlink.db")
     address = Address(
         url=url,
-        authority=fingerprint(authority) if authority else "",
+        authority=authority,
         root=repository.first_root_bytes(),
         task=the_task,
         reference=settings.task.file,
@@ -140,28 +140,24 @@ def _opened(
     tokens = Tokens(_token_key(folder / "keys" / "token.key"))
     access = Access(coordinator, superlink, tokens, address, clock=_now, record=record)
     service = Service(coordinator, repository, superlink, access, settings, clock=_now, record=record)
-    device = device_app(
-        access, repository.folder, status=service.for_devices, authority=authority, clock=_now, record=record
-    )
+    device = device_app(access, repository.folder, status=service.for_devices, clock=_now, record=record)
     token = _admin_token(folder / ADMIN_TOKEN)
     admin = admin_app(service, token, clock=_now, record=record)
     return _Doors(service, Gate(superlink.app, device), admin, token, record)
 
 
-def _authority(plan: Plan) -> bytes | None:
-    """The certificate that devices pin.
+def _authority(plan: Plan) -> str:
+    """The fingerprint of the certificate that devices pin; empty if there is none of ours.
 
     Raises:
         UsageError: It cannot be read.
     """
     if plan.authority is None:
-        return None
+        return ""
     try:
-        pem = plan.authority.read_bytes()
+        return fingerprint(plan.authority.read_bytes())
     except OSError as error:
         raise UsageError(f"{plan.authority}: {error.strerror}") from error
-    fingerprint(pem)
-    return pem
 
 
 def _wanted(plan: Plan) -> tuple[Settings, Task]:

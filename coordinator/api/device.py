@@ -8,10 +8,6 @@ A 503 and a 429 carry ``Retry-After`` in seconds.
 GET /api/v1/time
     No credentials. -> 200 ``{"now": "2026-12-01T12:00:00.123456+00:00"}``
 
-GET /api/v1/authority
-    No credentials: believe it only if its SHA-256 (of the DER) is ``Invitation.authority``, and pin it then.
-    -> 200 the authority's certificate in PEM, ``application/x-pem-file``; 404 not-found if there is none of our own.
-
 POST /api/v1/enrol
     Sealed ``fleet.enrolment.Enrolment`` (by ``Enrolment.sealed``). No credentials but the secret in it.
     -> 200 ``fleet.enrolment.Welcome.to_json()``; read it with ``Welcome.checked(answer, invitation)``:
@@ -85,11 +81,10 @@ def device_app(
     repository: Path,
     *,
     status: Status,
-    authority: bytes | None,
     clock: Callable[[], datetime],
     record: Record,
 ) -> FastAPI:
-    """The application; ``authority`` is a certificate in PEM, ``repository`` the folder of metadata and targets."""
+    """The application; ``repository`` is the folder of metadata and targets."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.clock = clock
     install(app, record)
@@ -98,12 +93,6 @@ def device_app(
     @app.get("/api/v1/time")
     def time() -> dict[str, str]:
         return {"now": clock().isoformat()}
-
-    @app.get("/api/v1/authority")
-    def authority_certificate() -> Response:
-        if authority is None:
-            raise RefusedError("not-found", "this coordinator has no authority of its own")
-        return Response(authority, media_type="application/x-pem-file")
 
     @app.post("/api/v1/enrol")
     def enrol(request: SealedBody) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.serve import Plan, Running, serving
+from fleet.quantization import Template
+from tests.coordinator.conftest import Fleet
 
 SETTINGS = """
 [privacy]
 epsilon = inf
-planned_releases = 5
+planned_releases = 50
 [round]
 every = "1h"
 rounds = 5
@@ -62,11 +64,17 @@ def ask(url: str, *, method: str = "GET", data: Any = None, headers: dict[str, s
             return Reply(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
 
 
-@contextmanager
-def served(folder: Path, settings: str = SETTINGS, **plan: Any) -> Iterator[Running]:
-    """A coordinator of the tests' tiny task, playing in a thread."""
-    folder.mkdir(exist_ok=True)
+def prepare(folder: Path, template: Template, settings: str = SETTINGS) -> None:
+    """A folder to serve from, founded as all of the tests' coordinators are: from the same weights."""
+    if not folder.exists():
+        Fleet(folder, template, nodes=0).close()
     (folder / "fleet.toml").write_text(settings)
+
+
+@contextmanager
+def served(folder: Path, template: Template, settings: str = SETTINGS, **plan: Any) -> Iterator[Running]:
+    """A coordinator of the tests' tiny task, playing in a thread."""
+    prepare(folder, template, settings)
     with serving(Plan(folder, task=TASK, port=0, **plan)) as running:
         thread = threading.Thread(target=running.run)
         thread.start()

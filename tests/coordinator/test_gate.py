@@ -39,9 +39,7 @@ class Door:
         self.fleet, self.device, self.time = Echo("fleet"), Echo("device"), Time()
         self.gate = Gate(self.fleet, self.device, Limits(**limits), self.time)
 
-    def ask(
-        self, path: str, *chunks: bytes, headers: dict[str, str] | None = None, address: str = "10.0.0.1"
-    ) -> Reply:
+    def ask(self, path: str, *chunks: bytes, headers: dict[str, str] | None = None, address: str = "10.0.0.1") -> Reply:
         return asyncio.run(self.asking(path, *chunks, headers=headers, address=address))
 
     async def asking(
