@@ -106,9 +106,7 @@ class _Doors:
     record: Record
 
 
-def _opened(
-    folder: Path, the_task: Task, settings: Settings, url: str, authority: str, stack: ExitStack
-) -> _Doors:
+def _opened(folder: Path, the_task: Task, settings: Settings, url: str, authority: str, stack: ExitStack) -> _Doors:
     from coordinator.access import Access, Address
     from coordinator.api.admin import admin_app
     from coordinator.api.device import device_app

@@ -29,8 +29,8 @@ GET /api/v1/repository/metadata/{NAME}.json and GET /api/v1/repository/targets/{
     The TUF repository. ``ETag``, ``If-None-Match`` -> 304, one ``Range`` -> 206 or 416. 404 not-found.
 
 GET /api/v1/status
-    -> 200 ``{"round": int | null, "shelf": int, "poll_s": int}``: the open round, the version of what is published, and in how many
-    seconds to ask again.
+    -> 200 ``{"round": int | null, "shelf": int, "poll_s": int}``: the open round, the version of what is published,
+    and in how many seconds to ask again.
 """
 
 import os

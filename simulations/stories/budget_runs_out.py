@@ -86,8 +86,8 @@ class BudgetRunsOut(Story):
             f"Their ledgers hold an epsilon of {max(epsilons, default=0):.3f} of {world.settings.privacy.epsilon:g} "
             f"and refused every session after that: the last round had {count(updates[-1], 'update')} of {updates[0]}.",
             f"All went on answering, and {pulled} of the {len(spent)} end on the newest release that all may serve, or "
-            f"a newer one: right on {shared:.0%} of their later windows, and on {personal:.0%} with a head of their own, "
-            f"which never leaves the node and costs nothing.",
+            f"a newer one: right on {shared:.0%} of their later windows, and on {personal:.0%} with a head of their "
+            f"own, which never leaves the node and costs nothing.",
         ]
         return told, figures
 

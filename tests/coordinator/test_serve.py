@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.routing import iter_route_contexts
 
 from coordinator.admin_client import AdminClient
 from coordinator.serve import Plan, Running, serving
