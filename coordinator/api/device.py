@@ -11,7 +11,7 @@ GET /api/v1/time
 POST /api/v1/enrol
     Sealed ``fleet.enrolment.Enrolment`` (by ``Enrolment.sealed``). No credentials but the secret in it.
     -> 200 ``fleet.enrolment.Welcome.to_json()``; read it with ``Welcome.checked(answer, invitation)``:
-    ``{"name": str, "root": B64, "instruction_key": B64, "task": {"name": str, "reference": str},
+    ``{"name": str, "root": B64, "instruction_key": B64, "task": {"spec": {...}, "reference": str},
     "settings": {"privacy": {...}, "round": {...}, ...}, "flower_id": int}``.
     The very same request (same keys, same secret) may be sent again and is answered alike.
     -> 400 malformed; 401 signature; 401 clock, with ``"now"`` beside ``code``; 403 invitation (unknown, used, expired,
@@ -20,7 +20,7 @@ POST /api/v1/enrol
 POST /api/v1/token
     Sealed ``fleet.enrolment.TokenRequest``: ``{node, nonce, time}``; nonce 16 to 64 characters, once; time within 5
     minutes of ours.
-    -> 200 ``{"token": "eyJ...", "expires": "2026-12-01T12:10:00+00:00"}``, an EdDSA JWT of 10 minutes.
+    -> 200 ``{"token": "eyJ...", "expires": "2026-12-01T12:10:00+00:00"}``, an Ed25519 JWT of 10 minutes.
     -> 400 malformed; 401 unknown-node, signature, replayed; 401 clock, with ``"now"``; 403 revoked.
 
 The rest needs ``Authorization: Bearer TOKEN``; 401 token (missing, malformed, expired), 403 revoked.
@@ -29,8 +29,8 @@ GET /api/v1/repository/metadata/{NAME}.json and GET /api/v1/repository/targets/{
     The TUF repository. ``ETag``, ``If-None-Match`` -> 304, one ``Range`` -> 206 or 416. 404 not-found.
 
 GET /api/v1/status
-    -> 200 ``{"round": int | null, "shelf": int, "poll_s": int}``: the open round, the version of what is published,
-    and in how many seconds to ask again.
+    -> 200 ``{"round": int | null, "shelf": int, "poll_s": int}``: the open round, the version of what is published
+    (TUF's snapshot: it grows with every base, release and step of a rollout), and in how many seconds to ask again.
 """
 
 import os

@@ -100,8 +100,12 @@ class Repository:
         return self._path("root", 1).read_bytes()
 
     def version(self) -> int:
-        """Of the snapshot: it grows with everything that is published."""
-        return self._published().snapshot.version
+        """Of the snapshot: it grows with everything that is published.
+
+        Unlike the rest, it may be asked for in any thread: it reads one file, and never what is kept in memory.
+        """
+        timestamp = Metadata[Timestamp].from_bytes(self._path("timestamp", 0).read_bytes())
+        return timestamp.signed.snapshot_meta.version
 
     def publish(self, role: str, contents: Mapping[str, bytes], *, keep: int = 48) -> None:
         """Sign ``contents``, all or none; publishing the same again changes nothing, or heals what was cut short.

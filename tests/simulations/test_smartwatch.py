@@ -13,7 +13,7 @@ from fleet.errors import UsageError
 from fleet.task import set_weights, weights_of
 from fleet.weights import Flat
 from simulations import spar
-from simulations.smartwatch import COUNT, SIGNATURE, Features, Model, Statistics, held_out, smartwatch
+from simulations.smartwatch import FEATURES, SIGNATURE, Features, Model, Statistics, held_out, smartwatch
 
 MODELS: list[Model] = ["features", "cnn"]
 LIVE = spar.recordings()["person05-left"].live.x
@@ -73,7 +73,7 @@ def test_an_unknown_model_is_refused() -> None:
 
 def test_the_features_are_what_numpy_computes() -> None:
     computed = Statistics()(torch.from_numpy(LIVE)).numpy()
-    assert computed.shape == (len(LIVE), COUNT)
+    assert computed.shape == (len(LIVE), FEATURES)
     np.testing.assert_allclose(computed, reference(LIVE), rtol=1e-4, atol=1e-4)
 
 

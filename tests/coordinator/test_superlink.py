@@ -1,0 +1,227 @@
+"""Contracts with Flower's SuperLink, none of which is public: each does what we rely on."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+
+from coordinator import superlink
+from coordinator.superlink import EmbeddedGrid, SuperLink
+from fleet import flwr_compat
+from fleet.enrolment import pem
+from fleet.errors import LinkError
+
+MAX_BYTES = 100_000
+
+
+def key() -> bytes:
+    return pem(ec.generate_private_key(ec.SECP384R1()).public_key())
+
+
+class Node:
+    """A node's side of Flower's state, without its HTTP."""
+
+    def __init__(self, link: SuperLink) -> None:
+        self.link = link
+        self.key = key()
+        self.id = link.register(self.key)
+        self.state = link._state
+        self.state.activate_node(self.id, 30)
+
+    def receive(self) -> Message | None:
+        return next(iter(self.state.get_message_ins(node_id=self.id, limit=1)), None)
+
+    def send(self, reply: Message, *, without: int = 0) -> list[str]:
+        """Push a reply but its last ``without`` objects; the ids of those."""
+        flwr_compat.number(reply, reply.object_id)
+        run_id = reply.metadata.run_id
+        session = self.state.start_session(run_id)
+        stored, missing = self.state.store_message_and_object_tree(reply, get_object_tree(reply), session)
+        assert stored
+        objects = list(get_all_nested_objects(reply).items())
+        for object_id, part in objects[: len(objects) - without]:
+            if object_id in missing:
+                assert self.state.store_object(run_id, session, object_id, part.deflate())
+        self.rest = [
+            (run_id, session, object_id, part.deflate()) for object_id, part in objects[len(objects) - without :]
+        ]
+        return [object_id for object_id, _ in objects[len(objects) - without :]]
+
+    def send_rest(self) -> None:
+        for part in self.rest:
+            assert self.state.store_object(*part)
+
+    def answer(self, data: bytes = b"delta") -> Message:
+        asked = self.receive()
+        assert asked is not None
+        content = RecordDict({"delta": ArrayRecord({"delta": Array("float32", (1,), "fleet.f32.v1", data)})})
+        return Message(content, reply_to=asked)
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> SuperLink:
+    return SuperLink(tmp_path / "superlink.db")
+
+
+@pytest.fixture
+def grid(link: SuperLink) -> Iterator[EmbeddedGrid]:
+    grid = link.grid(wait=lambda: time.sleep(0.01), max_bytes=MAX_BYTES)
+    yield grid
+    grid.end()
+
+
+def question(node: Node, text: str = "?", ttl: float = 60.0) -> Message:
+    return Message(RecordDict({"instruction": ConfigRecord({"body": text})}), node.id, "train.update", ttl=ttl)
+
+
+def test_a_key_has_one_id_for_ever_and_none_once_it_is_gone(tmp_path: Path, link: SuperLink) -> None:
+    one, other = key(), key()
+    first = link.register(one)
+    assert link.register(one) == first == SuperLink(tmp_path / "superlink.db").register(one)
+    assert link.register(other) != first
+    link.unregister(one)
+    link.unregister(one)
+    assert link.find(one) is None
+
+
+def test_a_node_is_online_while_its_heartbeat_is_fresh(link: SuperLink, grid: EmbeddedGrid) -> None:
+    node, silent = Node(link), link.register(key())
+    assert set(grid.get_node_ids()) == link.online() == {node.id}
+    assert silent not in link.online()
+    link.unregister(node.key)
+    assert set(grid.get_node_ids()) == link.online() == set()
+
+
+def test_a_question_is_answered_once_and_nothing_is_left_behind(link: SuperLink, grid: EmbeddedGrid) -> None:
+    nodes = [Node(link), Node(link)]
+    ids = list(grid.push_messages([question(node) for node in nodes]))
+    assert list(grid.pull_messages(ids)) == []
+    for node in nodes:
+        node.send(node.answer(str(node.id).encode()))
+    replies = list(grid.pull_messages(ids))
+    assert {reply.metadata.src_node_id for reply in replies} == {node.id for node in nodes}
+    assert {reply.metadata.reply_to_message_id for reply in replies} == set(ids)
+    given = {reply.content.array_records["delta"]["delta"].data for reply in replies}
+    assert given == {str(node.id).encode() for node in nodes}
+    assert nodes[0].receive() is None
+    for id_ in ids:
+        link._state.object_store.delete(id_)  # as a node does when it confirms
+    assert (link._state.num_message_ins(), link._state.num_message_res(), len(link._state.object_store)) == (0, 0, 0)
+
+
+def test_a_slow_upload_holds_nobody_up_and_comes_later(link: SuperLink, grid: EmbeddedGrid) -> None:
+    slow, quick = Node(link), Node(link)
+    ids = list(grid.push_messages([question(slow), question(quick)]))
+    slow.send(slow.answer(), without=2)
+    quick.send(quick.answer())
+    assert [reply.metadata.src_node_id for reply in grid.pull_messages(ids)] == [quick.id]
+    assert list(grid.pull_messages([ids[0]])) == []
+    slow.send_rest()
+    assert [reply.metadata.src_node_id for reply in grid.pull_messages([ids[0]])] == [slow.id]
+
+
+def test_a_reply_that_is_too_long_is_an_error_and_not_in_memory(link: SuperLink, grid: EmbeddedGrid) -> None:
+    node = Node(link)
+    ids = list(grid.push_messages([question(node)]))
+    node.send(node.answer(bytes(MAX_BYTES)))
+    [reply] = grid.pull_messages(ids)
+    assert reply.has_error()
+    assert "too long" in str(reply.error.reason)
+
+
+def test_a_reply_bears_the_sender_that_flower_checked_and_not_the_one_it_claims(
+    link: SuperLink, grid: EmbeddedGrid
+) -> None:
+    node, victim = Node(link), Node(link)
+    ids = list(grid.push_messages([question(node), question(victim)]))
+    forged = node.answer()
+    forged.metadata.__dict__["_src_node_id"] = victim.id
+    forged.metadata.__dict__["_reply_to_message_id"] = ids[0]
+    with pytest.raises(AssertionError):  # Flower takes it from nobody but the node that was asked
+        node.send(forged)
+
+
+def test_a_node_that_went_away_is_an_error_at_once(link: SuperLink, grid: EmbeddedGrid) -> None:
+    node = Node(link)
+    ids = list(grid.push_messages([question(node)]))
+    link._state.deactivate_node(node.id)
+    [reply] = grid.pull_messages(ids)
+    assert reply.has_error()
+    assert reply.metadata.reply_to_message_id == ids[0]
+
+
+def test_a_question_that_was_not_answered_in_time_is_void(link: SuperLink, grid: EmbeddedGrid) -> None:
+    node = Node(link)
+    ids = list(grid.push_messages([question(node, ttl=0.3)]))
+    node.receive()
+    time.sleep(0.4)
+    [reply] = grid.pull_messages(ids)
+    assert reply.has_error()
+
+
+def test_a_question_to_nobody_has_no_id(link: SuperLink, grid: EmbeddedGrid) -> None:
+    node = Node(link)
+    link.unregister(node.key)
+    assert list(grid.push_messages([question(node)])) == [""]
+
+
+def test_what_was_not_answered_when_a_round_ends_is_taken_back(link: SuperLink, grid: EmbeddedGrid) -> None:
+    silent, late = Node(link), Node(link)
+    grid.push_messages([question(silent), question(late)])
+    late.send(late.answer())
+    grid.forget()
+    assert silent.receive() is None
+    assert (link._state.num_message_ins(), link._state.num_message_res(), len(link._state.object_store)) == (0, 0, 0)
+
+
+def test_send_and_receive_waits_for_all_or_until_it_takes_too_long(link: SuperLink, grid: EmbeddedGrid) -> None:
+    quick, silent = Node(link), Node(link)
+    asked = iter(grid.send_and_receive([question(quick), question(silent)], timeout=0.5))
+    waited = 0
+
+    def wait() -> None:
+        nonlocal waited
+        waited += 1
+        if waited == 1:
+            quick.send(quick.answer())
+        time.sleep(0.05)
+
+    grid._wait = wait
+    began = time.monotonic()
+    assert [reply.metadata.src_node_id for reply in asked] == [quick.id]
+    assert 0.4 < time.monotonic() - began < 5
+
+
+def test_a_run_that_flower_gave_up_is_followed_by_another(
+    link: SuperLink, grid: EmbeddedGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, before = Node(link), grid.run.run_id
+    grid.push_messages([question(node)])
+    link._state.stop_run(before)
+    monkeypatch.setattr(superlink, "HEARTBEAT_S", 0.0)
+    with pytest.raises(LinkError, match="another one begins"):
+        grid.stay_alive()
+    assert grid.run.run_id != before
+    [id_] = grid.push_messages([question(node, "again")])
+    node.send(node.answer())
+    assert [reply.metadata.reply_to_message_id for reply in grid.pull_messages([id_])] == [id_]
+
+
+def test_a_run_of_a_process_that_died_is_ended_by_the_next(tmp_path: Path, link: SuperLink) -> None:
+    link.grid(wait=lambda: None, max_bytes=MAX_BYTES)
+    again = SuperLink(tmp_path / "superlink.db")
+    assert again._state.get_run_info(statuses=["pending", "starting", "running"]) == []
+
+
+def test_an_error_of_a_node_comes_through(link: SuperLink, grid: EmbeddedGrid) -> None:
+    node = Node(link)
+    ids = list(grid.push_messages([question(node)]))
+    asked = node.receive()
+    assert asked is not None
+    node.send(Message(Error(2, "crashed"), reply_to=asked))
+    [reply] = grid.pull_messages(ids)
+    assert (reply.has_error(), reply.error.reason) == (True, "crashed")
