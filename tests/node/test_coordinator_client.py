@@ -15,12 +15,21 @@ from fleet.enrolment import Enrolment, Invitation, TokenRequest, Welcome
 from fleet.errors import BusyError, LinkError, RefusedError, TrustError
 from fleet.settings import Settings
 from fleet.signing import Sealed, sha256, unseal
+from fleet.task import Task
 from node.coordinator_client import CoordinatorClient, CoordinatorClock, Standing, enrol
 from node.transport import Transport
 from tests.http_server import Answer, Request, http_server
 
 ROOT = b"root metadata"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+TASK = Task.of_spec(
+    {
+        "name": "toy",
+        "signature": {"input": "x", "shape": [2], "low": -1.0, "high": 1.0, "classes": ["left", "right"]},
+        "unit": {"name": "a point"},
+        "training": {"learning_rate": 0.5, "examples": 10},
+    }
+)
 INSTRUCTIONS = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
@@ -34,7 +43,7 @@ def sealed(request: Request) -> Sealed:
 class Desk:
     """A coordinator's device API, as coordinator/api/device.py documents it, in memory."""
 
-    status: dict[str, Any] = field(default_factory=lambda: {"round": 7, "release": 3, "poll_s": 60})
+    status: dict[str, Any] = field(default_factory=lambda: {"round": 7, "shelf": 3, "poll_s": 60})
     skew: timedelta = timedelta()
     tokens: list[str] = field(default_factory=list)
     nonces: set[str] = field(default_factory=set)
@@ -81,7 +90,7 @@ class Desk:
         if wish.secret != "secret":
             return _problem(403, "invitation")
         return _ok(
-            Welcome(wish.name, ROOT, INSTRUCTIONS.public_key(), "toy", "task.py:TASK", Settings(), 1007).to_json()
+            Welcome(wish.name, ROOT, INSTRUCTIONS.public_key(), TASK, "task.py:TASK", Settings(), 1007).to_json()
         )
 
 
@@ -180,7 +189,7 @@ def test_nonsense_is_a_link_error(desk: Desk, client: CoordinatorClient, instead
         client.standing()
     desk.instead = None
     client.bearer()
-    desk.status = {"round": True, "release": 1, "poll_s": 1}
+    desk.status = {"round": True, "shelf": 1, "poll_s": 1}
     with pytest.raises(LinkError):
         client.standing()
 
