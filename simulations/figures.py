@@ -63,7 +63,7 @@ def accuracy(facts: Facts, *, held_out: bool) -> Figure:
             y=_percent_axis(series),
         ),
         caption=f"{_judges(facts, held_out=held_out)}. Bars: one standard error, as if windows were independent; "
-        "those of one person are not, so the truth is wider.",
+        f"those of one person are not, so the truth is wider.{'' if held_out else _who_learned_alone(facts, held_out)}",
         columns=("base", "float32", "int8"),
         rows=tuple((str(base), str(s), str(int8.get(base, "–"))) for base, s in exact.items()),
     )
@@ -77,7 +77,7 @@ def labels(facts: Facts, *, held_out: bool) -> Figure:
         _means(facts, list(steps.values()), "personal", "the fleet's last base, own head", "c", "dot"),
         _means(facts, list(steps.values()), "alone", "each device alone", "d", "square"),
     ]
-    series = [replace(each, nudge=nudge) for each, nudge in zip(series, (-5, 5), strict=True)]
+    series = [replace(each, nudge=nudge) for each, nudge in zip(series, (-5, 5), strict=True) if each.points]
     name = "New devices" if held_out else "Devices of the fleet"
     seen = [device for device in facts.measured.seen if device.held_out is held_out]
     most = median([device.train for device in seen]) if seen else 0
@@ -85,14 +85,14 @@ def labels(facts: Facts, *, held_out: bool) -> Figure:
         name=name,
         chart=charts.line_chart(
             f"Accuracy by labelled windows: {name.lower()}",
-            "; ".join(f"{each.name}: {_ends(each)}" for each in series if each.points),
+            "; ".join(f"{each.name}: {_ends(each)}" for each in series),
             series,
             x=Axis("labelled windows of the device", -0.4, len(names) - 0.6, tuple(enumerate(names))),
             y=_percent_axis(series),
         ),
         caption=f"Mean over {_wearers(seen)}, on later windows of the same device; bars: one standard error of that "
         f"mean. “All” is {most:g} windows in the median. At 0 it is the fleet's base as it is. Neither model leaves "
-        "its device, so neither has noise.",
+        f"its device, so neither has noise.{_who_learned_alone(facts, held_out)}",
         columns=("labelled windows", *(each.name for each in series)),
         rows=tuple((name, *(_value_at(each, at) for each in series)) for at, name in enumerate(names)),
     )
@@ -289,6 +289,13 @@ def _judges(facts: Facts, *, held_out: bool) -> str:
     seen = [device for device in facts.measured.seen if device.held_out is held_out]
     windows = f"n = {sum(device.judged for device in seen):,} windows of {_wearers(seen)}"
     return f"{windows}, who took no part" if held_out else f"{windows}; none of these windows was learned from"
+
+
+def _who_learned_alone(facts: Facts, held_out: bool) -> str:
+    """A sentence where not all devices did, for it takes long."""
+    rows = shares.own_at(facts.measured, held_out=held_out).get(math.inf, [])
+    alone = len(shares.known(facts.measured, rows, "alone"))
+    return f" Of these {len(rows)}, {alone} learned alone." if 0 < alone < len(rows) else ""
 
 
 def _wearers(seen: Sequence[Seen]) -> str:

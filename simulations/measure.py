@@ -23,8 +23,8 @@ from node.personal import personalise
 from simulations.measurement import Judged, Lent, Measurements, Own, Row, Seen, Spent
 from simulations.world import Device, World
 
-LABELS = (0, 5, 10, 20, 40)  # labelled windows of a device; "all that it has" comes on top
-BASES_IN_INT8 = 9  # at most: the artifact computes everything, also what is the same in every base
+LABELS = (0, 5, 20)  # labelled windows of a device; "all that it has" comes on top
+BASES_IN_INT8 = 6  # at most: the artifact computes everything, also what is the same in every base
 BASES_IN_FLOAT32 = 50
 WHOLE_MODELS = 4  # devices that train a whole model alone, where it is more than a head: seconds each
 

@@ -163,7 +163,7 @@ def _crossovers(facts: Facts) -> list[str]:
         elif behind:
             said.append(f"On {who} the fleet's base is no better a start than none with {behind} labelled windows.")
         if harms:
-            said[-1:] = [f"{said[-1]} Tuned on {', '.join(harms)}, it is worse than left as it is."]
+            said.append(f"Tuned on {', '.join(harms)} labelled windows of {who}, it is worse than left as it is.")
     return said
 
 

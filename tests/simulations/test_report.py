@@ -215,6 +215,16 @@ def test_a_run_that_measured_no_model_of_its_own_has_a_report_all_the_same() -> 
     assert leaving(html) == []
 
 
+def test_it_is_said_when_tuning_does_harm_and_when_few_devices_learned_alone() -> None:
+    given = facts()
+    own = [replace(row, personal=15 if row.labels == 0 else 3, alone=None) for row in given.measured.own]
+    own = [replace(row, alone=9) if row.device == "device01" and row.labels == 60 else row for row in own]
+    html = page(replace(given, measured=replace(given.measured, own=tuple(own))))
+    assert "Tuned on 5, 20, all labelled windows of new devices, it is worse than left as it is" in html
+    assert "Of these 3, 1 learned alone" in html
+    assert "learned alone." not in page(given)
+
+
 def browsed(folder: Path, name: str, *flags: str) -> tuple[str, list[str]]:
     """What a real browser makes of a page, and what the page asked for beside itself."""
     assert CHROMIUM is not None
