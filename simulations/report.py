@@ -156,15 +156,19 @@ def _crossovers(facts: Facts) -> list[str]:
     said = []
     for who, held_out in (("new devices", True), ("devices of the fleet", False)):
         pays, harms = figures.fleet_pays(facts, held_out=held_out), figures.tuning_harms(facts, held_out=held_out)
-        ahead, behind = (", ".join(step for step, won in pays if won is which) for which in (True, False))
+        ahead, behind = (_listed([step for step, won in pays if won is which]) for which in (True, False))
         if ahead:
             other = f", and no longer with {behind}" if behind else ""
             said.append(f"On {who} the fleet's base is a better start than none with {ahead} labelled windows{other}.")
         elif behind:
             said.append(f"On {who} the fleet's base is no better a start than none with {behind} labelled windows.")
         if harms:
-            said.append(f"Tuned on {', '.join(harms)} labelled windows of {who}, it is worse than left as it is.")
+            said.append(f"On {who}, tuning on {_listed(harms)} labelled windows is worse than leaving it as it is.")
     return said
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _traffic(facts: Facts) -> list[tuple[str, float, int]]:

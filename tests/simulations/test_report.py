@@ -186,6 +186,7 @@ def test_what_happened_is_told_in_three_sentences() -> None:
     assert "80.0\u00a0%" in sentences[1]
     assert "1 trained release was offered (1 withdrawn)" in sentences[2]
     assert "ε = 8.00 at δ = 1e-05" in sentences[2]
+    assert "This run had no privacy" in page(facts(epsilon=float("inf")))
     assert "nothing was promised" in told(facts(epsilon=float("inf")))[2]
 
 
@@ -220,7 +221,7 @@ def test_it_is_said_when_tuning_does_harm_and_when_few_devices_learned_alone() -
     own = [replace(row, personal=15 if row.labels == 0 else 3, alone=None) for row in given.measured.own]
     own = [replace(row, alone=9) if row.device == "device01" and row.labels == 60 else row for row in own]
     html = page(replace(given, measured=replace(given.measured, own=tuple(own))))
-    assert "Tuned on 5, 20, all labelled windows of new devices, it is worse than left as it is" in html
+    assert "On new devices, tuning on 5, 20 and all labelled windows is worse than leaving it as it is" in html
     assert "Of these 3, 1 learned alone" in html
     assert "learned alone." not in page(given)
 
