@@ -152,6 +152,8 @@ MALFORMED = [
     (b"GET /a HTTP/1.1\r\n\r\n", 400),
     (b"GET /a HTTP/1.1\r\nHost : l\r\n\r\n", 400),
     (b"GET /a HTTP/1.1\r\nHost: l\r\n folded\r\n\r\n", 400),
+    (b"GET /a HTTP/1.1\r\nHost: l\r\nX : y\r\n\r\n", 400),
+    (b"GET /a HTTP/1.1\r\nHost: l\r\n a: folded\r\n\r\n", 400),
     (b"GET /a HTTP/1.1\r\nHost: l\r\nno colon\r\n\r\n", 400),
     (b"GET /a HTTP/1.1\r\nHost: l\nX: y\r\n\r\n", 400),
     (b"GET /a HTTP/1.1\r\nHost: l\r\nHost: m\r\n\r\n", 400),
@@ -246,6 +248,7 @@ def test_the_connection_that_was_idle_longest_makes_room(served: Served) -> None
         time.sleep(0.02)
     with served.connect() as late:
         assert exchange(late).endswith(b"GET /a 0")
+        clients[0].settimeout(LIMITS.idle_s / 2)  # sooner than it would end by itself
         assert clients[0].recv(1) == b""
         assert exchange(clients[1]).endswith(b"GET /a 0")
     for client in clients:

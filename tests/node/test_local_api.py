@@ -202,10 +202,12 @@ def test_our_client_finds_a_node_that_was_started_again(served: Served) -> None:
     client = Client(served.where)
     answer = client.infer(np.array([0.5, 0.1], np.float32))
     served.close()
+    served.open()
+    client.label(answer.id, "right")
+    served.close()
     with pytest.raises(LinkError):
         client.infer(np.array([0.5, 0.1], np.float32))
     served.open()
-    client.label(answer.id, "right")
     assert client.infer(np.array([0.5, 0.1], np.float32)).index == 1
     client.close()
 
