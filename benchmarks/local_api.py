@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Annotated
 
 import numpy as np
@@ -22,12 +21,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.answering_node import SHAPE
 from fleet.artifact import logits, open_session
-from fleet.task import Signature
-
-SHAPE = (6, 100)
-CLASSES = tuple("abcdefg")
-SIGNATURE = Signature("x", SHAPE, -8.0, 8.0, CLASSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +33,6 @@ class Row:
     p50_us: float
     p99_us: float
     over_bare: float  # ratio of the medians
-
-
-def serve(folder: Path) -> None:
-    """A node that only answers, over both kinds of address, until its input ends."""
-    from node.desk import Desk
-    from node.http_server import HttpServer
-    from node.local_api import LocalApi
-    from node.predictor import Predictor
-
-    predictor = Predictor(1, (folder / "artifact.onnx").read_bytes(), SIGNATURE)
-    desk = Desk(folder / "node.db", SIGNATURE, SimpleNamespace(active=predictor, rival=None), partition_size=1000)
-    api = LocalApi(desk, "task")
-    servers = [HttpServer(where, api) for where in (str(folder / "api.sock"), "http://127.0.0.1:0")]
-    for server in servers:
-        server.start()
-    print(json.dumps([server.address for server in servers]), flush=True)
-    for _ in sys.stdin:
-        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        rss_kb = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-        print(json.dumps({"rss_mb": rss_kb / 1024, "unrecorded": desk.metrics.unrecorded}), flush=True)
-    for server in servers:
-        server.close()
-    desk.close()
 
 
 def make(path: Path) -> None:
@@ -130,7 +102,7 @@ def measure(folder: Path, repeats: int) -> tuple[list[Row], dict[str, float], di
     x = np.random.default_rng(0).normal(size=(1, *SHAPE)).astype(np.float32)
     session = open_session((folder / "artifact.onnx").read_bytes())
     ways: dict[str, Callable[[], object]] = {"bare session.run": lambda: logits(session, x)}
-    command = [sys.executable, "-m", "benchmarks.local_api", "--serve", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.answering_node", str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node:  # noqa: S603
         assert node.stdin is not None  # noqa: S101 - for the type checker
         assert node.stdout is not None  # noqa: S101
@@ -163,12 +135,8 @@ def _state(node: "subprocess.Popen[str]") -> dict[str, float]:
 def main(
     repeats: Annotated[int, typer.Option(help="Requests of each way.")] = 5000,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    folder: Annotated[Path | None, typer.Option("--serve", hidden=True)] = None,
 ) -> None:
     """Measure every way to ask."""
-    if folder:
-        serve(folder)
-        return
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "artifact.onnx"
         make_ = [sys.executable, "-c", f"from benchmarks.local_api import *; make(Path({str(path)!r}))"]
