@@ -11,7 +11,7 @@ from fleet.output import Format
 
 HERE = Path("coordinator")
 
-Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.", envvar="EDGEFLEET_FOLDER")]
+Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.")]
 
 
 Formatted = Annotated[Format, typer.Option("--format", help="Lines for people, or JSON.")]

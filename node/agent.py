@@ -15,24 +15,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fleet.errors import BudgetError, DowngradeError, FleetError, TrustError
 from fleet.events import Record, ignore
 from fleet.messages import ReportInstruction, UpdateInstruction
-from fleet.privacy.gaussian import Budget
 from fleet.privacy.noise import LatticeGaussian
 from fleet.release import Rollout
 from fleet.signing import Sealed
 from fleet.task import Task
 from node.admission import Admit, admit
-from node.buffer import Buffer
-from node.floors import CLOCK, SqliteFloors
-from node.identity import Identity
-from node.ledger import Ledger
-from node.outbox import Outbox, Parcel
+from node.floors import CLOCK
+from node.learning import Learning
+from node.outbox import Parcel
 from node.predictor import Answer
 from node.promotion import StageLog
 from node.reporter import Reporter
 from node.serving import Serving
 from node.shadow import Shadow
 from node.slots import Slots
-from node.store import open_store
 
 POLL_INTERVAL = timedelta(hours=1)
 RETRY_INTERVAL = timedelta(minutes=1)
@@ -45,11 +41,11 @@ class Workshop(Protocol):
     def pull(self, agent: "Agent") -> Rollout | None:
         """Verify the newest metadata and stage the release it offers; who may serve what now."""
 
-    def learn(self, agent: "Agent", wish: UpdateInstruction) -> None:
+    def learn(self, node: Learning, wish: UpdateInstruction) -> None:
         """One session from the base that the instruction names, durably into the outbox."""
 
 
-class Agent:
+class Agent(Learning):
     """A whole node over one folder. It answers in every state of the network; change needs fresh signatures."""
 
     def __init__(
@@ -68,33 +64,16 @@ class Agent:
             TamperedError: Its store or its ledger was altered.
             TrustError: It was never provisioned.
         """
-        self._store = open_store(folder / "node.db")
-        identity = Identity.load(self._store)
-        if identity is None:
-            raise TrustError(f"{folder} was never provisioned")
-        self.folder = folder
-        self.identity = identity
-        self.task = task
-        self.clock = clock
+        super().__init__(folder, task, clock=clock)
         self._workshop = workshop
         self._record = record
-        self._store_lock = threading.RLock()  # the link asks from a thread of its own
-        self._open_learning()
-        self._open_serving(admit)
-
-    def _open_learning(self) -> None:
-        identity, privacy = self.identity, self.identity.settings.privacy
-        budget = Budget(privacy.epsilon, privacy.delta, self.task.unit.group)
-        self.ledger = Ledger(self._store, budget)
-        self.buffer = Buffer(self._store, self.task.signature, partition_size=privacy.partition_examples)
-        self.noise_multiplier = budget.noise_multiplier(privacy.planned_releases)
-        self.outbox = Outbox(self._store, self.ledger, node=identity.name, key=identity.key)
+        self._store_lock = threading.RLock()  # the link, and learning, come from threads of their own
         self._wish: UpdateInstruction | None = None
         self._spent = ""
+        self._open_serving(admit)
 
     def _open_serving(self, admit: Admit) -> None:
         identity = self.identity
-        self.floors = SqliteFloors(self._store)
         self._rollout: Rollout | None = None
         self._dice = random.Random(identity.name)  # noqa: S311 - spreads a fleet in time, hides nothing
         self._failures = 0
@@ -113,11 +92,6 @@ class Agent:
             admit=admit,
             record=self._record,
         )
-
-    @property
-    def name(self) -> str:
-        """The node's name in the fleet."""
-        return self.identity.name
 
     @property
     def public_key(self) -> Ed25519PublicKey:
@@ -151,11 +125,23 @@ class Agent:
         self.shadow.label(seq, label)
 
     def step(self) -> None:
-        """What the node does between readings: pull, promote or go back, learn if a round asked.
+        """What the node does between readings: it minds its releases, then it learns if a round asked.
 
         What fails is recorded and tried again at the next step; it keeps nothing else from happening.
         """
-        for part in (self._pull, self._settle, self._learn):
+        self.mind()
+        self.learn()
+
+    def mind(self) -> None:
+        """Look at the coordinator's shelf when it is time; promote, or go back."""
+        self._try(self._pull, self._settle)
+
+    def learn(self) -> None:
+        """Give a round that asked its session. It may take long: a real node calls it from a thread of its own."""
+        self._try(self._learn)
+
+    def _try(self, *parts: Callable[[], None]) -> None:
+        for part in parts:
             try:
                 part()
             except BudgetError as error:
@@ -193,9 +179,15 @@ class Agent:
                 return None
 
     @property
-    def busy(self) -> bool:
-        """Whether something is in play: a release on trial, or a session that a round waits for."""
-        return self._wish is not None or self.stages.candidate() is not None
+    def wished(self) -> bool:
+        """Whether a round waits for a session."""
+        return self._wish is not None
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether a release is in play."""
+        with self._store_lock:
+            return self.stages.candidate() is not None
 
     def pull_soon(self) -> None:
         """Look at the coordinator's shelf at the next step: something new is said to lie there."""
@@ -208,10 +200,6 @@ class Agent:
     def unsent_bases(self) -> list[int]:
         """The base of each session that no round has taken: still waiting, or too old by now."""
         return self.outbox.unsent()
-
-    def close(self) -> None:
-        """Let go of the store."""
-        self._store.close()
 
     def _now(self) -> datetime:
         """Never before what was seen signed: a clock that went back would make old instructions fresh."""
@@ -247,9 +235,11 @@ class Agent:
 
     def _learn(self) -> None:
         """One session for the round that asked. Only a timer and an instruction decide when, never the data."""
-        wish, self._wish = self._wish, None  # whatever comes of it: the next ask is the next wish
-        if wish is not None and not self.outbox.waiting(wish.base):
-            self._workshop.learn(self, wish)
+        with self._store_lock:
+            wish, self._wish = self._wish, None  # whatever comes of it: the next ask is the next wish
+            if wish is None or self.outbox.waiting(wish.base):
+                return
+        self._workshop.learn(self, wish)
 
     def _note_spent(self, reason: str) -> None:
         """Once, and not at every round that is still to come."""

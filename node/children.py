@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from fleet.errors import BudgetError, FleetError, LinkError, TamperedError, TaskError, TrustError
 from fleet.messages import UpdateInstruction
 from fleet.release import Rollout
+from node.learning import Learning
 
 if TYPE_CHECKING:
     from node.agent import Agent
@@ -24,7 +25,7 @@ _ERRORS = {kind.exit_code: kind for kind in (TaskError, LinkError, TrustError, B
 
 
 class Children:
-    """Pulls and learns one at a time, each in a process that may die without hurting an answer.
+    """Pulls and learns, each in a process that may die without hurting an answer.
 
     Args:
         offset: How far the coordinator's clock is ahead of this one.
@@ -34,39 +35,39 @@ class Children:
     def __init__(self, offset: Callable[[], timedelta], *, daily_bytes: int | None = None) -> None:
         self._offset = offset
         self._daily_bytes = daily_bytes
-        self._child: subprocess.Popen[bytes] | None = None
+        self._children: set[subprocess.Popen[bytes]] = set()
 
     def pull(self, agent: "Agent") -> Rollout | None:
         """As ``InProcess.pull``."""
         rollout = self._run(agent, None, PULL_S)["rollout"]
         return Rollout(**rollout) if rollout else None
 
-    def learn(self, agent: "Agent", wish: UpdateInstruction) -> None:
+    def learn(self, node: Learning, wish: UpdateInstruction) -> None:
         """As ``InProcess.learn``."""
-        self._run(agent, wish.fields(), LEARN_S)
+        self._run(node, wish.fields(), LEARN_S)
 
     def stop(self) -> None:
-        """End the child that is running, if there is one: whatever it did durably stays."""
-        if self._child is not None:
-            self._child.kill()
+        """End those that are running: whatever they did durably stays."""
+        for child in tuple(self._children):
+            child.kill()
 
-    def _run(self, agent: "Agent", wish: dict[str, Any] | None, timeout_s: float) -> dict[str, Any]:
+    def _run(self, node: Learning, wish: dict[str, Any] | None, timeout_s: float) -> dict[str, Any]:
         order = {
-            "folder": str(agent.folder),
+            "folder": str(node.folder),
             "offset_s": self._offset().total_seconds(),
             "daily_bytes": self._daily_bytes,
             "wish": wish,
         }
         command = [sys.executable, "-P", "-m", "node.errand"]
         with TemporaryFile() as said, subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=said) as child:  # noqa: S603 - our own module
-            self._child = child
+            self._children.add(child)
             timer = threading.Timer(timeout_s, child.kill)
             timer.start()
             try:
                 return _outcome(child, json.dumps(order).encode() + b"\n", said)
             finally:
                 timer.cancel()
-                self._child = None
+                self._children.discard(child)
                 child.kill()
 
 

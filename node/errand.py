@@ -22,6 +22,7 @@ from node.allowance import Allowance
 from node.coordinator_client import CoordinatorClient, CoordinatorClock
 from node.fetcher import HttpFetcher
 from node.identity import Identity
+from node.learning import Learning
 from node.membership import Membership
 from node.store import open_store
 from node.transport import Transport
@@ -57,17 +58,11 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
     workshop = InProcess(HttpFetcher(client))
     record = EventLog(folder / "events.jsonl", clock).record(identity.name)
     wish = UpdateInstruction.of(order["wish"]) if order["wish"] else None
-    here = code_of(membership.reference, identity.task) if wish else identity.task
-    agent = Agent(folder, here, workshop=workshop, clock=clock, record=record)
-    try:
-        if wish:
-            workshop.learn(agent, wish)
-            return {}
-        rollout = workshop.pull(agent)
-        return {"rollout": asdict(rollout) if rollout else None}
-    finally:
-        agent.close()
-        transport.close()
+    if wish:
+        workshop.learn(Learning(folder, code_of(membership.reference, identity.task), clock=clock), wish)
+        return {}
+    rollout = workshop.pull(Agent(folder, identity.task, workshop=workshop, clock=clock, record=record))
+    return {"rollout": asdict(rollout) if rollout else None}
 
 
 def code_of(reference: str, pinned: Task) -> Task:

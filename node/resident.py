@@ -23,6 +23,7 @@ from node.desk import Desk
 from node.gauges import NodeGauges
 from node.http_server import HttpServer
 from node.identity import Identity
+from node.learning import Learning
 from node.local_api import LocalApi
 from node.membership import Membership
 from node.store import open_store
@@ -66,7 +67,7 @@ class Resident:
         self._server = HttpServer(
             listen, LocalApi(self._desk, identity.task.name, gauges=gauges.read, record=self._record)
         )
-        self._stop, self._wake = threading.Event(), threading.Event()
+        self._stop, self._wake, self._wished = threading.Event(), threading.Event(), threading.Event()
         self._link = self._linked(store, identity, membership, daily_bytes) if online else None
 
     @property
@@ -78,16 +79,18 @@ class Resident:
         """Serve until ``stop``; the caller's thread minds the releases."""
         self._server.start()
         self._record("started", address=self.address)
-        talk = threading.Thread(target=self._talk, name="link")
-        talk.start()
+        threads = [threading.Thread(target=self._talk, name="link"), threading.Thread(target=self._learn, name="learn")]
+        for thread in threads:
+            thread.start()
         try:
             while not self._stop.is_set():
-                self.agent.step()
-                self._wake.wait(BUSY_S if self.agent.busy else IDLE_S)
+                self.agent.mind()
+                self._wake.wait(BUSY_S if self.agent.on_trial else IDLE_S)
                 self._wake.clear()
         finally:
             self.stop()
-            talk.join()
+            for thread in threads:
+                thread.join()
             self._server.close()
             self._desk.close()
             self.agent.close()
@@ -97,7 +100,14 @@ class Resident:
         """End soon; what a child did durably stays."""
         self._stop.set()
         self._wake.set()
+        self._wished.set()
         self._children.stop()
+
+    def _learn(self) -> None:
+        """Rounds are learned for beside everything else: a session takes seconds, on small devices minutes."""
+        while self._wished.wait() and not self._stop.is_set():
+            self._wished.clear()
+            self.agent.learn()
 
     def _talk(self) -> None:
         if self._link is None:
@@ -109,8 +119,8 @@ class Resident:
                 shelf = standing.shelf
                 self.agent.pull_soon()
                 self._wake.set()
-            elif self.agent.busy:
-                self._wake.set()
+            if self.agent.wished:
+                self._wished.set()
             self._stop.wait(max(0.0, due - time.monotonic()))
         self._link.close()
 
@@ -142,7 +152,7 @@ class _Nothing:
 
     def pull(self, agent: Agent) -> None: ...
 
-    def learn(self, agent: Agent, wish: UpdateInstruction) -> None: ...
+    def learn(self, node: Learning, wish: UpdateInstruction) -> None: ...
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """A node's heavy work, done in this process: what the coordinator has on its shelf, and learning from a base."""
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleet.errors import TrustError
@@ -9,9 +13,13 @@ from fleet.release import Rollout
 from node.catalog import Catalog
 from node.installer import Fetcher, Installer
 from node.learner import Learner
+from node.learning import Learning
 
 if TYPE_CHECKING:
     from node.agent import Agent
+
+
+LOCK = "trust.lock"
 
 
 class InProcess:
@@ -31,12 +39,13 @@ class InProcess:
             LinkError: The network failed.
             TrustError: What it offered must not be used.
         """
-        catalog = self._catalog(agent)
-        catalog.refresh()
-        rollout = catalog.rollout()
-        if rollout:
-            agent.serving.consider(rollout, catalog)
-        return rollout
+        with _alone(agent.folder):
+            catalog = self._catalog(agent)
+            catalog.refresh()
+            rollout = catalog.rollout()
+            if rollout:
+                agent.serving.consider(rollout, catalog)
+            return rollout
 
     def install(self, agent: "Agent") -> None:
         """Install the first release of a new node: the newest that everybody may serve.
@@ -52,7 +61,7 @@ class InProcess:
             raise TrustError(f"{agent.name}: the coordinator offers no release to begin with")
         agent.serving.provision(catalog, rollout.serving)
 
-    def learn(self, agent: "Agent", wish: UpdateInstruction) -> None:
+    def learn(self, node: Learning, wish: UpdateInstruction) -> None:
         """One session from the base that the instruction names, durably into the outbox.
 
         Raises:
@@ -60,29 +69,38 @@ class InProcess:
             LinkError: The base cannot be reached.
             TrustError: The base is not the one that the instruction names.
         """
-        catalog = self._catalog(agent)
-        if not catalog.has_base(wish.base):
-            catalog.refresh()
-        base, weights = catalog.base(wish.base)
+        with _alone(node.folder):
+            catalog = self._catalog(node)
+            if not catalog.has_base(wish.base):
+                catalog.refresh()
+            base, weights = catalog.base(wish.base)
         if base.payload != wish.base_digest:
             raise TrustError(f"base {wish.base} is not the one that the instruction names")
         if self._learner is None:
-            norm = agent.identity.settings.privacy.clipping_norm
-            self._learner = Learner(agent.task, agent.ledger, agent.buffer, LatticeGaussian(), clipping_norm=norm)
-        releases = agent.identity.settings.session_releases
-        session = self._learner.learn(weights, releases=releases, noise_multiplier=agent.noise_multiplier)
+            norm = node.identity.settings.privacy.clipping_norm
+            self._learner = Learner(node.task, node.ledger, node.buffer, LatticeGaussian(), clipping_norm=norm)
+        releases = node.identity.settings.session_releases
+        session = self._learner.learn(weights, releases=releases, noise_multiplier=node.noise_multiplier)
         if session:
-            agent.outbox.put(*session, base=base.number, base_digest=base.payload)
+            node.outbox.put(*session, base=base.number, base_digest=base.payload)
 
-    def _catalog(self, agent: "Agent") -> Catalog:
+    def _catalog(self, node: Learning) -> Catalog:
         if self._shelf is None:
             installer = Installer(
-                agent.folder / "trust",
-                agent.identity.root,
+                node.folder / "trust",
+                node.identity.root,
                 self._fetcher,
-                agent.floors,
-                clock=agent.clock,
+                node.floors,
+                clock=node.clock,
                 url=self._url,
             )
             self._shelf = Catalog(installer)
         return self._shelf
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process uses the trusted metadata at a time: one that learns beside one that pulls would disturb it."""
+    with open(folder / LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

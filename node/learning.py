@@ -1,0 +1,51 @@
+"""What a node needs to learn, without what it needs to answer: its data, its budget, and what waits to be sent."""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from fleet.errors import TrustError
+from fleet.privacy.gaussian import Budget
+from fleet.task import Task
+from node.buffer import Buffer
+from node.floors import SqliteFloors
+from node.identity import Identity
+from node.ledger import Ledger
+from node.outbox import Outbox
+from node.store import open_store
+
+
+class Learning:
+    """The learning half of a node's folder. A process may open it while another one answers from the same folder."""
+
+    def __init__(self, folder: Path, task: Task, *, clock: Callable[[], datetime]) -> None:
+        """Open it as it was left, however it was left.
+
+        Raises:
+            TamperedError: The store or the ledger was altered.
+            TrustError: The node was never provisioned.
+        """
+        self._store = open_store(folder / "node.db")
+        identity = Identity.load(self._store)
+        if identity is None:
+            raise TrustError(f"{folder} was never provisioned")
+        privacy = identity.settings.privacy
+        budget = Budget(privacy.epsilon, privacy.delta, task.unit.group)
+        self.folder = folder
+        self.identity = identity
+        self.task = task
+        self.clock = clock
+        self.floors = SqliteFloors(self._store)
+        self.ledger = Ledger(self._store, budget)
+        self.buffer = Buffer(self._store, task.signature, partition_size=privacy.partition_examples)
+        self.noise_multiplier = budget.noise_multiplier(privacy.planned_releases)
+        self.outbox = Outbox(self._store, self.ledger, node=identity.name, key=identity.key)
+
+    @property
+    def name(self) -> str:
+        """The node's name in the fleet."""
+        return self.identity.name
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._store.close()
