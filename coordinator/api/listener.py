@@ -21,6 +21,7 @@ MAX_CONNECTIONS = 2000
 HEADERS_S = 15.0
 GRACE_S = 3.0
 KEEP_ALIVE_S = 75
+_NEVER = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to look, now and then, whether a request is whole."""
         super().connection_made(transport)
-        self._served: Any = None
+        self._served: object = None
         self._look = self.loop.call_later(HEADERS_S, self._hang_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -57,11 +58,12 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _hang_up(self) -> None:
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle and self.cycle is self._served:  # nothing since the last look
+        """Look again: at the same point in half a request as before, the connection ends. One at rest may rest."""
+        half = self.cycle is None or (self.cycle.response_complete and bool(self.conn.trailing_data[0]))
+        if half and self.cycle is self._served:
             self.transport.close()
             return
-        self._served = self.cycle
+        self._served = self.cycle if half else _NEVER
         self._look = self.loop.call_later(HEADERS_S, self._hang_up)
 
 
@@ -105,6 +107,7 @@ class Listener:
     def _config(self, app: Any) -> uvicorn.Config:
         return uvicorn.Config(
             app,
+            loop="asyncio",
             http=PatientProtocol,
             ws="none",
             lifespan="off",

@@ -35,8 +35,8 @@ class Node:
     def receive(self) -> Message | None:
         return next(iter(self.state.get_message_ins(node_id=self.id, limit=1)), None)
 
-    def send(self, reply: Message, *, without: int = 0) -> list[str]:
-        """Push a reply but its last ``without`` objects; the ids of those."""
+    def send(self, reply: Message, *, without: int = 0) -> None:
+        """Push a reply but its last ``without`` objects."""
         flwr_compat.number(reply, reply.object_id)
         run_id = reply.metadata.run_id
         session = self.state.start_session(run_id)
