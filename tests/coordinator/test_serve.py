@@ -27,7 +27,7 @@ from tests.coordinator.conftest import Fleet
 from tests.coordinator.served import SETTINGS, TASK, ask, prepare, served
 from tests.coordinator.wearer import Wearer, until
 
-PROTOBUF = "application/x-protobuf"
+PROTOBUF = "application/protobuf"
 QUICK = SETTINGS.replace('every = "1h"', 'every = "1s"').replace('deadline = "1m"', 'deadline = "10m"')
 
 

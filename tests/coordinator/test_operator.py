@@ -1,0 +1,142 @@
+"""What an operator may change: rounds before their time, a rollout held or taken back."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from coordinator import overview
+from coordinator.rollout import Phase
+from coordinator.round import Round, RoundState, is_due
+from fleet.errors import RefusedError
+from fleet.quantization import Template
+from fleet.release import ROLLOUT_PATH, Rollout
+from tests.coordinator.conftest import NOW, SETTINGS, Fleet
+
+OFTEN = SETTINGS.changed(release={"every_rounds": 1, "waves": (0.3, 1.0), "patience": timedelta(hours=1)})
+
+
+@pytest.fixture
+def offered(tmp_path: Path, template: Template) -> Fleet:
+    """Five nodes; release 1 is in shadow."""
+    fleet = Fleet(tmp_path / "coordinator", template, OFTEN)
+    fleet.play_round()
+    fleet.coordinator.offer_release()
+    return fleet
+
+
+def phases(fleet: Fleet) -> list[Phase]:
+    return [state.phase for _, state in fleet.coordinator.registry.releases.all()]
+
+
+def published(fleet: Fleet) -> Rollout:
+    data = fleet.repository.target(ROLLOUT_PATH)
+    assert data is not None
+    return Rollout.from_bytes(data)
+
+
+def report_all(fleet: Fleet, *, won: int) -> None:
+    for name in fleet.coordinator.reporters():
+        fleet.report(name, won, 0)
+
+
+def test_a_paused_rollout_stands_still_whatever_is_reported_and_goes_on_when_resumed(offered: Fleet) -> None:
+    offered.coordinator.pause_rollout(paused=True)
+    report_all(offered, won=5)
+    offered.pass_time(timedelta(days=9))
+    offered.coordinator.judge_rollout()
+    assert phases(offered)[1] is Phase.SHADOW
+    offered.close()
+    offered.open()
+    offered.coordinator.judge_rollout()
+    assert phases(offered)[1] is Phase.SHADOW
+    offered.coordinator.pause_rollout(paused=False)
+    offered.coordinator.judge_rollout()
+    assert phases(offered)[1] is Phase.WAVE
+
+
+def test_a_pause_does_not_use_up_the_patience(offered: Fleet) -> None:
+    offered.coordinator.pause_rollout(paused=True)
+    offered.pass_time(timedelta(days=9))
+    offered.coordinator.pause_rollout(paused=False)
+    offered.coordinator.judge_rollout()
+    assert phases(offered)[1] is Phase.SHADOW
+
+
+def test_a_release_in_its_first_wave_is_withdrawn_for_what_was_served_before(offered: Fleet) -> None:
+    report_all(offered, won=5)
+    offered.coordinator.judge_rollout()
+    assert phases(offered)[1] is Phase.WAVE
+    withdrawal = offered.coordinator.withdraw_newest()
+    assert (withdrawal.number, withdrawal.base, withdrawal.withdraws) == (2, 0, 1)
+    assert phases(offered) == [Phase.DONE, Phase.HALTED, Phase.DONE]
+    assert (published(offered).release, published(offered).serving) == (2, 2)
+
+
+def test_a_release_that_all_serve_is_withdrawn_too(offered: Fleet) -> None:
+    for _ in range(4):
+        report_all(offered, won=5 if phases(offered)[1] is Phase.SHADOW else 1)
+        offered.coordinator.judge_rollout()
+    assert phases(offered)[1] is Phase.DONE
+    withdrawal = offered.coordinator.withdraw_newest()
+    assert (withdrawal.base, withdrawal.withdraws) == (0, 1)
+    assert published(offered).serving == 2
+
+
+def test_a_withdrawal_that_a_crash_cut_short_is_finished_at_the_next_start(
+    offered: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offered.coordinator, "_withdraw", lambda number: (_ for _ in ()).throw(SystemExit))
+    with pytest.raises(SystemExit):
+        offered.coordinator.withdraw_newest()
+    offered.close()
+    offered.open()
+    assert phases(offered) == [Phase.DONE, Phase.HALTED, Phase.DONE]
+
+
+def test_what_nobody_serves_is_not_withdrawn_again(offered: Fleet) -> None:
+    offered.pass_time(timedelta(hours=2))
+    offered.coordinator.judge_rollout()
+    assert phases(offered)[1] is Phase.KEPT_OLD
+    with pytest.raises(RefusedError) as caught:
+        offered.coordinator.withdraw_newest()
+    assert caught.value.code == "not-served"
+
+
+@pytest.mark.parametrize(
+    ("state", "minutes", "played", "due"),
+    [
+        pytest.param(RoundState.CLOSED, 59, 1, False, id="too early"),
+        pytest.param(RoundState.CLOSED, 60, 1, True, id="on time"),
+        pytest.param(RoundState.FAILED, 60, 1, True, id="after a failure"),
+        pytest.param(RoundState.OPEN, 60, 1, False, id="one is open"),
+        pytest.param(RoundState.CLOSED, 60, 3, False, id="the plan is spent"),
+    ],
+)
+def test_the_timer_opens_a_round_when_the_last_began_long_ago(
+    state: RoundState, minutes: int, played: int, due: bool
+) -> None:
+    rounds = [Round(number, 0, state, NOW, NOW) for number in range(1, played + 1)]
+    assert is_due(rounds, plan=3, every=timedelta(hours=1), now=NOW + timedelta(minutes=minutes)) is due
+
+
+def test_a_fleet_too_small_for_the_quorum_uses_up_no_round(tmp_path: Path, template: Template) -> None:
+    fleet = Fleet(tmp_path / "coordinator", template, nodes=1)
+    assert fleet.coordinator.open_round(asked=True) is None
+    assert not fleet.coordinator.round_is_due()
+    fleet.names.append("node-1")
+    fleet.enrol("node-1")
+    assert fleet.coordinator.round_is_due()
+
+
+def test_a_node_asks_often_while_something_is_asked_and_seldom_otherwise(tmp_path: Path, template: Template) -> None:
+    fleet = Fleet(tmp_path / "coordinator", template)
+    registry = fleet.coordinator.registry
+    round_ = fleet.opened()
+    assert overview.poll_s(registry, SETTINGS, NOW) == overview.SOON_S
+    fleet.answer(round_)
+    fleet.settle(round_, late=False)
+    assert overview.poll_s(registry, SETTINGS, NOW) == overview.LATER_S
+    soon = NOW + timedelta(minutes=59)
+    assert overview.poll_s(registry, SETTINGS, soon) == 60
+    assert overview.poll_s(registry, SETTINGS, NOW + timedelta(hours=2)) == overview.SOON_S
