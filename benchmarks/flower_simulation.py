@@ -28,7 +28,7 @@ from fleet import flwr_compat
 from simulations.grid import InProcessGrid
 from simulations.ray_fleet import folder_app, hours_app, play
 from simulations.scenario import Scenario, Wish, scenario
-from simulations.world import FIRST_FLOWER_ID, World
+from simulations.world import FIRST_FLOWER_ID, PAUSE, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def in_one_process_opened(world: World, rounds: int, watch: Callable[[], None]) 
         device.agent.close()
     names = {FIRST_FLOWER_ID + index: name for index, name in enumerate(world.devices)}
     app = folder_app(world.folder, lambda folder, context: names[context.node_id])
-    server = hours_app(world, rounds, watch)
+    server = hours_app(world, rounds, watch, pause=lambda: world.clock.pass_time(PAUSE))
     server(InProcessGrid(dict.fromkeys(names, app)), flwr_compat.context(1, flwr_compat.COORDINATOR_ID))
     world.coordinator.registry.close()
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from node.workshop import InProcess
 from simulations.clock import SimulatedClock
 from simulations.scenario import Wish, configured
 from simulations.shelf import CountingFetcher
-from simulations.world import PAUSE, Device, World, once_per_artifact, read_progress, read_window
+from simulations.world import Device, World, once_per_artifact, read_progress, read_window
 
 NAME = "query.name"
 ASK_TIMEOUT_S = 600.0
@@ -43,16 +44,16 @@ def play(world: World, rounds: int, watch: Callable[[], None]) -> None:
     for device in world.devices.values():
         device.agent.close()
     try:
-        server, client = hours_app(world, rounds, watch), folder_app(world.folder, _by_partition)
-        flwr_compat.simulate(server, client, nodes=len(world.devices))
+        server = hours_app(world, rounds, watch, pause=lambda: _wait(world))
+        flwr_compat.simulate(server, folder_app(world.folder, _by_partition), nodes=len(world.devices))
     finally:
         world.coordinator.registry.close()
 
 
-def hours_app(world: World, rounds: int, watch: Callable[[], None]) -> ServerApp:
+def hours_app(world: World, rounds: int, watch: Callable[[], None], *, pause: Callable[[], None]) -> ServerApp:
     """Enrols the nodes that are there, then lets hours pass with the coordinator's own ServerApp."""
     app = ServerApp()
-    window = server_app(world.coordinator, pause=lambda: world.clock.pass_time(PAUSE), timeout_s=ASK_TIMEOUT_S)
+    window = server_app(world.coordinator, pause=pause, timeout_s=ASK_TIMEOUT_S)
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
@@ -68,6 +69,12 @@ def hours_app(world: World, rounds: int, watch: Callable[[], None]) -> ServerApp
             watch()
 
     return app
+
+
+def _wait(world: World) -> None:
+    """Nodes work while the coordinator waits, so simulated time passes as fast as the clock on the wall."""
+    time.sleep(_POLL_S)
+    world.clock.pass_time(timedelta(seconds=_POLL_S))
 
 
 def folder_app(folder: Path, name_of: Callable[[Path, Context], str]) -> ClientApp:
