@@ -37,8 +37,8 @@ class SuperLink:
 
     def __init__(self, database: Path) -> None:
         """Open or make Flower's database; runs of processes that died are ended."""
-        self.app = create_app(_config(database), SuperLinkLifespan)
         flwr_compat.quieten()
+        self.app = create_app(_config(database), SuperLinkLifespan)
         self._state = self.app.state.linkstate_factory.state()
         for run in self._state.get_run_info(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]):
             self._state.stop_run(run.run_id)
