@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fleet.errors import UsageError
 from fleet.settings import Settings
 from fleet.task import Recording
 from node.personal import personalise
 from simulations.stories.story import Figure, Story, accuracy, count, events, joined
 
 if TYPE_CHECKING:
+    from simulations.scenario import Wish
     from simulations.world import World
 
 ROUNDS = 14
@@ -33,6 +35,12 @@ class BudgetRunsOut(Story):
 
     def __init__(self) -> None:
         self._plans: dict[str, int] = {}
+
+    def check(self, wish: "Wish") -> None:
+        """A budget without end does not run out."""
+        super().check(wish)
+        if wish.epsilon == math.inf:
+            raise UsageError(f"--epsilon inf: --story {self.name} needs a budget that has an end")
 
     def settings(self, settings: Settings) -> Settings:
         """The coordinator asks on, and averages whoever still answers."""

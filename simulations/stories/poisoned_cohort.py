@@ -6,7 +6,8 @@ against the plain mean, in fleets that are alike in everything else, and once no
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HOSTILE = 0.25
-ROUNDS = 6
-RELEASES_A_SESSION = 15
+ROUNDS = 5
+RELEASES_A_SESSION = 12
 RULES = ("screened-mean", "mean")
 NOBODY, LABELS = "nobody", "label-flip"
 
 Deltas = npt.NDArray[np.float64]  # a row a member of the gang
 Delta = npt.NDArray[np.float64]
+Judges = tuple[Windows, Windows]
 Attack = Callable[[Deltas, int], Delta]
 
 
@@ -70,6 +72,14 @@ ATTACKS: dict[str, Attack | None] = {
     "inner-product": inner_product,
     LABELS: None,  # its deltas are honest: its owner lies about the labels
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Accuracy of a fleet's newest base on the honest devices' later windows, and on people whom nobody had seen."""
+
+    devices: float
+    strangers: float
 
 
 class Poison(Script):
@@ -139,10 +149,15 @@ class PoisonedCohort(Story):
         self._poison = Poison(NOBODY, ())
 
     def settings(self, settings: Settings) -> Settings:
-        """Few rounds, and one release at their end."""
+        """Few rounds whose longer steps go as far as the usual ones, and one release at their end.
+
+        With fewer releases each has less noise: signal and noise at the end are those of the usual plan.
+        """
+        planned = ROUNDS * RELEASES_A_SESSION
+        longer = settings.privacy.planned_releases / planned
         return settings.changed(
-            privacy={"planned_releases": ROUNDS * RELEASES_A_SESSION},
-            round={"rounds": ROUNDS, "aggregation": RULES[0]},
+            privacy={"planned_releases": planned},
+            round={"rounds": ROUNDS, "aggregation": RULES[0], "server_learning_rate": longer},
             release={"every_rounds": ROUNDS, "waves": (0.25, 1.0), "margin": 0.1},
         )
 
@@ -156,44 +171,46 @@ class PoisonedCohort(Story):
         return self._poison.participant(agent, folder)
 
     def tell(self, world: World, held_out: dict[str, Recording]) -> tuple[list[str], dict[str, Figure]]:
-        """Accuracy of every fleet's newest base, on windows that nobody trained on."""
+        """Accuracy of every fleet's newest base: on the honest devices' later windows, and on people nobody knew."""
         fleet = {name: device.recording for name, device in world.devices.items()}
         honest = [seen.live for name, seen in fleet.items() if name not in self._poison.hostile]
-        judge = joined(honest + [part for seen in held_out.values() for part in (seen.train, seen.live)])
-        reached = {(NOBODY, RULES[0]): _beside(world, NOBODY, RULES[0], fleet, judge)}
-        for attack in ATTACKS:
-            for rule in RULES:
-                ours = (attack, rule) == (next(iter(ATTACKS)), RULES[0])
-                reached[attack, rule] = _newest(world, judge) if ours else _beside(world, attack, rule, fleet, judge)
-        return self._sentences(world, reached)
+        judges = joined(honest), joined([part for seen in held_out.values() for part in (seen.train, seen.live)])
+        ours = next(iter(ATTACKS)), RULES[0]
+        reached = {
+            (attack, rule): _newest(world, judges)
+            if (attack, rule) == ours
+            else _beside(world, attack, rule, fleet, judges)
+            for attack, rule in [(NOBODY, RULES[0]), *product(ATTACKS, RULES)]
+        }
+        return self._sentences(len(fleet), reached)
 
-    def _sentences(self, world: World, reached: dict[tuple[str, str], float]) -> tuple[list[str], dict[str, Figure]]:
+    def _sentences(self, nodes: int, reached: dict[tuple[str, str], Reached]) -> tuple[list[str], dict[str, Figure]]:
         default, plain = RULES
-        clean = reached.pop((NOBODY, default))
-        lost = {rule: {attack: clean - reached[attack, rule] for attack in ATTACKS} for rule in RULES}
-        worst = {rule: max(points, key=points.__getitem__) for rule, points in lost.items()}
-        hostile = len(self._poison.hostile)
-        figures: dict[str, Figure] = {"nodes": len(world.devices), "hostile": hostile, "clean_accuracy": clean}
+        clean, hostile = reached.pop((NOBODY, default)), len(self._poison.hostile)
+        worst = {rule: min((reached[attack, rule].devices, attack) for attack in ATTACKS) for rule in RULES}
+        strangers = min(reached[attack, default].strangers for attack in ATTACKS)
+        figures: dict[str, Figure] = {"nodes": nodes, "hostile": hostile, "clean_accuracy": clean.devices}
         for (attack, rule), value in reached.items():
-            figures[f"{attack}_{rule}_accuracy".replace("-", "_")] = value
+            figures[f"{attack}_{rule}_accuracy".replace("-", "_")] = value.devices
         figures |= {
-            "most_points_lost_by_default": 100 * lost[default][worst[default]],
-            "most_points_lost_by_plain_mean": 100 * lost[plain][worst[plain]],
+            "most_points_lost_by_default": 100 * (clean.devices - worst[default][0]),
+            "most_points_lost_by_plain_mean": 100 * (clean.devices - worst[plain][0]),
+            "clean_accuracy_on_new_people": clean.strangers,
+            "most_points_lost_by_default_on_new_people": 100 * (clean.strangers - strangers),
         }
         told = [
-            f"{hostile} of {len(world.devices)} nodes were hostile, with valid signatures, in {len(ATTACKS)} ways; "
-            f"without them the fleet reaches {clean:.0%} on windows that nobody trained on.",
-            f"With the screened mean, the default, {worst[default]} cost most and left "
-            f"{reached[worst[default], default]:.0%}; with the plain mean {worst[plain]} left "
-            f"{reached[worst[plain], plain]:.0%}.",
-            "The screen drops what is three times longer than the median and clips the rest to the median, so that "
-            "nobody counts for more than one node.",
+            f"{hostile} of {nodes} nodes were hostile, with valid signatures, in {len(ATTACKS)} ways; without them the "
+            f"fleet is right on {clean.devices:.0%} of the honest devices' later windows.",
+            f"With the screened mean, the default, {worst[default][1]} cost most and left {worst[default][0]:.0%}; with "
+            f"the plain mean {worst[plain][1]} left {worst[plain][0]:.0%}.",
+            f"On people whom no device had seen, the default went from {clean.strangers:.0%} down to {strangers:.0%}: what "
+            f"is short enough to pass the screen still counts as much as any other node.",
         ]
         return told, figures
 
 
-def _beside(world: World, attack: str, rule: str, fleet: dict[str, Recording], judge: Windows) -> float:
-    """The accuracy that another fleet of the same devices reaches; it makes no releases."""
+def _beside(world: World, attack: str, rule: str, fleet: dict[str, Recording], judges: Judges) -> Reached:
+    """What another fleet of the same devices reaches; it makes no releases."""
     settings = world.settings.changed(round={"aggregation": rule}, release={"every_rounds": ROUNDS + 1})
     poison = Poison(attack, fleet)
     other = World(
@@ -206,14 +223,14 @@ def _beside(world: World, attack: str, rule: str, fleet: dict[str, Recording], j
         script=poison,
     )
     other.play(lambda _: None)
-    reached = _newest(other, judge)
+    reached = _newest(other, judges)
     other.close()
     return reached
 
 
-def _newest(world: World, judge: Windows) -> float:
-    newest = world.coordinator.registry.rounds.bases()[-1]
-    return accuracy(world.task, world.coordinator.master(newest), judge)
+def _newest(world: World, judges: Judges) -> Reached:
+    master = world.coordinator.master(world.coordinator.registry.rounds.bases()[-1])
+    return Reached(*(accuracy(world.task, master, judge) for judge in judges))
 
 
 def _mislabelled(seen: Recording, top: int) -> Recording:

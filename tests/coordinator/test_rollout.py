@@ -11,6 +11,7 @@ import pytest
 
 from coordinator.publisher import rollout_of
 from coordinator.rollout import Phase, RolloutState, judge
+from fleet.errors import UsageError
 from fleet.evidence import Pooled
 from fleet.messages import Watch
 from fleet.quantization import Template
@@ -271,3 +272,30 @@ def test_no_evidence_opens_no_wave(noise: float) -> None:
     nothing = Pooled.of([], quota=QUOTA, noise_std=noise)
     assert math.isinf(nothing.error)
     assert judge(state(Phase.SHADOW), nothing, asked=0, settings=RULES, now=SOON).phase is Phase.KEPT_OLD
+
+
+def test_weights_that_an_operator_brings_are_rolled_out_like_any_and_training_goes_on_beside_them(fleet: Fleet) -> None:
+    trained = fleet.play_round()
+    brought = fleet.coordinator.master(trained) + 1
+    fleet.coordinator.offer(brought)
+    release, state = newest(fleet)
+    assert (release.number, release.base, state.phase) == (1, 2, Phase.SHADOW)
+    assert (fleet.coordinator.master(fleet.bases[2]) == brought).all()
+    assert [base.number for base in fleet.bases if base.payload == trained.payload] == [1, 3]
+    fleet.close()
+    fleet.open()
+    assert newest(fleet) == (release, state)
+    round_ = fleet.opened()
+    assert round_.base == 3
+    fleet.answer(round_)
+    fleet.settle(round_)
+    assert fleet.bases[-1].number == 4
+    assert fleet.coordinator.registry.rounds.closed() == 2
+
+
+def test_an_operator_offers_one_release_at_a_time(fleet: Fleet) -> None:
+    weights = fleet.coordinator.master(fleet.bases[0])
+    fleet.coordinator.offer(weights + 1)
+    with pytest.raises(UsageError, match="release 1 is being rolled out"):
+        fleet.coordinator.offer(weights + 2)
+    assert (newest(fleet)[0].number, len(fleet.bases)) == (1, 3)

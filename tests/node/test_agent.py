@@ -378,9 +378,28 @@ def test_I3_a_node_that_was_offline_catches_up(world: World) -> None:
     world.agent.step()
     assert world.says() == 1
     world.link.up = True
-    world.now += RETRY_INTERVAL  # it does not hammer a coordinator that is away
+    world.hours_pass(RETRY_INTERVAL / timedelta(hours=1))
     world.agent.step()
     assert world.says() == 2
+
+
+def test_a_node_that_was_offline_for_long_comes_back_at_a_moment_of_its_own(world: World) -> None:
+    """A release is large: half of a fleet that lost its link must not fetch it in one minute."""
+    shut_down(world)
+    world.publish(2, EVERYBODY)
+    for _ in range(10):
+        world.hours_pass(1)
+        world.agent.step()
+    world.link.up = True
+    world.update(round_=2, base=2)
+    world.agent.step()
+    assert world.update(round_=2, base=2) is not None, "a base is fetched for the round that asks"
+    waited = 0
+    while world.agent.stages.newest() == 1:
+        world.hours_pass(1 / 60)
+        world.agent.step()
+        waited += 1
+    assert 30 <= waited <= 60
 
 
 @pytest.mark.parametrize("x", [np.zeros(3, np.float32), np.zeros(2), np.full(2, np.nan, np.float32)])

@@ -196,6 +196,22 @@ def test_a_rollout_that_was_halted_before_we_saw_it_is_not_begun(node: Node) -> 
     assert (node.says(), node.stage(2)) == (1, None)
 
 
+def test_a_node_that_was_away_takes_what_all_others_serve_though_the_newest_release_was_halted(node: Node) -> None:
+    node.toy.put(2)
+    node.toy.put(3)
+    rollout = node.pull(Rollout(3, "salt", NOBODY, halted=True, serving=2))
+    assert (node.says(), node.stage(2), node.stage(3)) == (2, Stage.PROBATION, None)
+    node.live(2, rollout)
+    assert node.stage(2) is Stage.COMMITTED
+
+
+def test_a_release_that_all_others_serve_is_not_given_up_for_one_that_was_halted(node: Node) -> None:
+    node.offer(2)
+    node.toy.put(3)
+    node.pull(Rollout(3, "salt", NOBODY, halted=True, serving=2))
+    assert (node.says(), node.stage(2), node.stage(3)) == (2, Stage.PROBATION, None)
+
+
 def test_a_newer_release_supersedes_one_in_shadow(node: Node) -> None:
     node.offer(2)
     node.offer(3)

@@ -1,0 +1,167 @@
+"""Each story at a reduced size: what it promises, by the figures that it tells."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+
+from simulations.scenario import Wish
+from simulations.stories import STORIES
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Without noise a run is the same every time; where the budget is the story, there must be one.
+FLAGS = {
+    "bad-release": ("--nodes", "4", "--epsilon", "inf"),
+    "offline-day": ("--nodes", "8", "--epsilon", "inf"),
+    "budget-runs-out": ("--nodes", "4"),
+    "poisoned-cohort": ("--nodes", "8", "--epsilon", "inf"),
+    "a-new-device": ("--nodes", "4", "--epsilon", "inf"),
+}
+
+
+def edgefleet(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "fleet", "simulate", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@cache
+def played(name: str) -> tuple[Path, dict[str, Any]]:
+    """A story's run, once for all its tests."""
+    folder = Path(mkdtemp(prefix=f"story-{name}-"))
+    shown = edgefleet("--story", name, *FLAGS[name], "--out", "run", "--format", "json", cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    return folder / "run", json.loads(shown.stdout)
+
+
+def figures(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = played(name)[1]["story"]["figures"]
+    return found
+
+
+def test_every_story_is_played_here_and_is_in_the_readme() -> None:
+    assert FLAGS.keys() == STORIES.keys()
+    assert all(f"`{name}`" in README for name in STORIES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_story_is_told_in_sentences_and_leaves_no_window_without_an_answer(name: str) -> None:
+    folder, result = played(name)
+    story = result["story"]
+    assert story == json.loads((folder / "story.json").read_bytes())
+    assert (story["name"], story["title"]) == (name, STORIES[name].title)
+    assert len(story["told"]) == 3
+    assert story["figures"]["answers"] > 0
+    assert story["figures"]["failed_answers"] == 0
+    assert result["nodes_unsigned"] == 0
+
+
+@pytest.mark.slow
+def test_bad_release_is_vetoed_in_shadow_and_nobody_ever_answers_with_it() -> None:
+    told = figures("bad-release")
+    assert told["act_one_phase"] == "kept-old"
+    assert told["act_one_vetoes"] > 0
+    assert told["act_one_exposed"] == 0
+
+
+@pytest.mark.slow
+def test_bad_release_that_turns_bad_is_taken_back_by_the_wave_itself_and_halts() -> None:
+    told = figures("bad-release")
+    assert 0 < told["act_two_exposed"] <= told["act_two_wave"] == 1
+    assert told["act_two_rolled_back"] == told["act_two_exposed"]
+    assert told["act_two_phase"] == "halted"
+    assert told["withdrawn_by"] == 3
+
+
+@pytest.mark.slow
+def test_offline_day_goes_on_learning_and_counts_what_waited_once() -> None:
+    told = figures("offline-day")
+    assert told["rounds_closed_meanwhile"] == 24
+    assert told["day_old_sessions_counted"] == told["nodes_away_a_day"] == 3
+    assert told["day_old_staleness"] == 25
+    assert told["older_sessions_kept_back"] == 1
+
+
+@pytest.mark.slow
+def test_offline_day_stages_nothing_expired_and_brings_nobody_back_in_a_crowd() -> None:
+    told = figures("offline-day")
+    assert told["expired_metadata_refused"] > 8
+    assert told["staged_while_expired"] == 0
+    assert told["downloads_after_return"] == told["nodes_away_a_day"]
+    assert told["downloads_in_busiest_minute"] == 1
+    assert told["on_newest_release"] == 8
+
+
+@pytest.mark.slow
+def test_budget_runs_out_of_one_node_after_the_other_and_the_ledger_says_so() -> None:
+    told = figures("budget-runs-out")
+    assert told["nodes_spent"] == told["rounds_as_planned"] == 3
+    assert told["first_spent_after"] < told["last_spent_after"]
+    assert told["updates_in_last_round"] == told["updates_in_first_round"] - told["nodes_spent"] == 1
+    assert 0.99 * told["epsilon"] <= told["epsilon_of_spent"] <= told["epsilon"]
+
+
+@pytest.mark.slow
+def test_budget_that_ran_out_stops_neither_releases_nor_a_head_of_ones_own() -> None:
+    told = figures("budget-runs-out")
+    assert told["spent_on_newest_release"] == told["nodes_spent"]
+    assert told["spent_personalised_accuracy"] > told["spent_accuracy"]
+
+
+@pytest.mark.slow
+def test_poisoned_cohort_costs_the_default_rule_four_points_at_most_and_ends_the_plain_mean() -> None:
+    told = figures("poisoned-cohort")
+    assert told["hostile"] == 2
+    assert told["most_points_lost_by_default"] <= 4
+    assert told["most_points_lost_by_plain_mean"] > 30
+    assert told["sign_flip_mean_accuracy"] < 0.5 < told["sign_flip_screened_mean_accuracy"]
+
+
+@pytest.mark.slow
+def test_a_new_device_answers_at_once_with_what_the_fleet_learned() -> None:
+    told = figures("a-new-device")
+    assert told["first_release"] > 0
+    assert told["joined_hour"] > 0
+    assert told["fleet_accuracy"] > told["own_accuracy_after_4_windows"]
+    assert told["personalised_accuracy"] > told["fleet_accuracy"]
+
+
+@pytest.mark.slow
+def test_a_story_goes_on_by_its_folder_alone() -> None:
+    folder, result = played("a-new-device")
+    assert Wish.saved(folder)[0].story == "a-new-device"
+    shown = edgefleet("--resume", str(folder), "--format", "json", cwd=folder.parent)
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["story"] == result["story"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["--story", "bad-realese"], ", ".join(STORIES), id="unknown"),
+        pytest.param(["--story", "offline-day", "--rounds", "5"], "sets --rounds itself", id="rounds"),
+        pytest.param(["--story", "bad-release", "--model", "cnn"], "sets --model itself", id="model"),
+        pytest.param(["--story", "poisoned-cohort", "--nodes", "7"], "needs 8 or more", id="too few nodes"),
+        pytest.param(["--story", "budget-runs-out", "--epsilon", "inf"], "that has an end", id="no budget"),
+        pytest.param(["--resume", "run", "--story", "offline-day"], "leave out the other flags", id="resume"),
+    ],
+)
+def test_a_story_that_cannot_be_told_is_one_clear_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+    shown = edgefleet(*arguments, cwd=tmp_path)
+    assert (shown.returncode, len(shown.stderr.splitlines())) == (2, 1), shown.stderr
+    assert said in shown.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_story_plays_the_built_in_task_only(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_text('[task]\nfile = "task.py:TASK"\n')
+    shown = edgefleet("--story", "offline-day", cwd=tmp_path)
+    assert (shown.returncode, len(shown.stderr.splitlines())) == (2, 1), shown.stderr
+    assert "use another folder" in shown.stderr
