@@ -47,8 +47,8 @@ class BadRelease(Story):
             "waves": (FIRST_WAVE, 1.0),
             "margin": 0.1,
             "shadow_windows": 12,
-            "probation_windows": 24,
-            "patience": timedelta(hours=26),
+            "probation_windows": 36,
+            "patience": timedelta(hours=38),
         }
         return settings.changed(round={"rounds": 6}, release=release)
 

@@ -201,10 +201,10 @@ class PoisonedCohort(Story):
         told = [
             f"{hostile} of {nodes} nodes were hostile, with valid signatures, in {len(ATTACKS)} ways; without them the "
             f"fleet is right on {clean.devices:.0%} of the honest devices' later windows.",
-            f"With the screened mean, the default, {worst[default][1]} cost most and left {worst[default][0]:.0%}; with "
-            f"the plain mean {worst[plain][1]} left {worst[plain][0]:.0%}.",
-            f"On people whom no device had seen, the default went from {clean.strangers:.0%} down to {strangers:.0%}: what "
-            f"is short enough to pass the screen still counts as much as any other node.",
+            f"With the screened mean, the default, {worst[default][1]} cost most and left {worst[default][0]:.0%}; "
+            f"with the plain mean {worst[plain][1]} left {worst[plain][0]:.0%}.",
+            f"On people whom no device had seen, the default went from {clean.strangers:.0%} down to {strangers:.0%}: "
+            f"what is short enough to pass the screen still counts as much as any other node.",
         ]
         return told, figures
 
