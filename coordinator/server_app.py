@@ -1,7 +1,7 @@
 """Flower's door to the coordinator: asks nodes, hands replies over, waits in between."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from flwr.app import DEFAULT_TTL, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -14,13 +14,62 @@ from fleet.signing import Sealed
 UPDATE = "train.update"
 REPORT = "evaluate.report"
 SLOWEST_S = 15.0
+SLOWEST_REPORT_S = 5.0
+LOOK_S = 0.05
+
+
+class Reports:
+    """Asks nodes about the running rollout, a look at a time, whether a round is open meanwhile or not.
+
+    Args:
+        ask_s: How long a node has to answer before its question is void and it is asked anew, in seconds.
+        again_s: How long a node that had nothing yet is left in peace at first, in seconds.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        *,
+        ask_s: float = DEFAULT_TTL,
+        again_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._coordinator = coordinator
+        self._ask_s = ask_s
+        self._again_s = again_s
+        self._clock = clock
+        self._about: tuple[int, str] | None = None
+        self._asks = Asks(again_s, SLOWEST_REPORT_S)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether questions were not answered yet."""
+        return self._about is not None and bool(self._asks.under_way())
+
+    def look(self, grid: Grid) -> bool:
+        """Ask whom it is time to ask, take what came back; whether questions are under way."""
+        instruction = self._coordinator.report_instruction()
+        if instruction is None:
+            self._about = None
+            return False
+        if self._about != (instruction.release, instruction.watch):
+            self._about, self._asks = (instruction.release, instruction.watch), Asks(self._again_s, SLOWEST_REPORT_S)
+        names = {id_: name for name, id_ in self._coordinator.reporters().items()}
+        sealed = self._coordinator.sealed(instruction)
+        for reply in _looked(grid, self._asks, names, REPORT, sealed, self._ask_s, self._clock):
+            if not reply.has_error() and (report := _sealed(reply, "report")):
+                node = names.get(reply.metadata.src_node_id, "unknown")
+                self._coordinator.receive_report(instruction, node, report)
+        return self.under_way
 
 
 def server_app(
     coordinator: Coordinator,
     *,
     pause: Callable[[], None],
-    timeout_s: float,
+    reports: Reports | None = None,
+    timeout_s: float = 0.0,
     ask_s: float = DEFAULT_TTL,
     again_s: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
@@ -30,18 +79,22 @@ def server_app(
     Args:
         coordinator: Decides and remembers; this only carries messages.
         pause: Called between two looks at what came back, while nodes learn.
-        timeout_s: How long reports on the rollout are waited for, in seconds.
+        reports: Who asks about the rollout, if somebody else does so during rounds too.
+        timeout_s: How long reports on the rollout are waited for, in seconds; 0 takes what is there at once.
         ask_s: How long a node has to answer before its question is void and it is asked anew, in seconds.
         again_s: How long a node that had nothing yet is left in peace at first, in seconds.
         clock: Seconds that only grow.
     """
     app = ServerApp()
+    rollout = reports or Reports(coordinator, clock=clock)
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         _play_round(coordinator, grid, pause, Asks(again_s, SLOWEST_S), ask_s, clock)
         coordinator.offer_release()
-        _ask_reports(coordinator, grid, timeout_s)
+        until = clock() + timeout_s
+        while rollout.look(grid) and clock() < until:
+            time.sleep(LOOK_S)
         coordinator.judge_rollout()
 
     return app
@@ -59,37 +112,34 @@ def _play_round(
     round_ = coordinator.open_round()
     while round_ is not None:
         names = {id_: name for name, id_ in coordinator.waiting_for(round_).items()}
-        online = set(grid.get_node_ids())
-        due = asks.due((id_ for id_ in names if id_ in online), clock())
-        questions = _questions(due, UPDATE, coordinator.update_instruction(round_), ttl=ask_s)
-        for message_id, id_ in zip(grid.push_messages(questions) if questions else [], due, strict=True):
-            if message_id:  # Flower gives none to what it could not take
-                asks.sent(message_id, id_)
-        for reply in grid.pull_messages(asks.under_way()):
-            asks.answered(reply.metadata.reply_to_message_id, clock())
-            node = names.get(reply.metadata.src_node_id, "unknown")
+        instruction = coordinator.update_instruction(round_)
+        for reply in _looked(grid, asks, names, UPDATE, instruction, ask_s, clock):
             if update := _update(reply):
-                coordinator.receive_update(round_, node, *update)
+                coordinator.receive_update(round_, names.get(reply.metadata.src_node_id, "unknown"), *update)
         if coordinator.settle_round(round_) is not RoundState.OPEN:
             return
         pause()
 
 
-def _ask_reports(coordinator: Coordinator, grid: Grid, timeout_s: float) -> None:
-    instruction = coordinator.report_instruction()
-    if instruction is None:
-        return
-    names = {id_: name for name, id_ in coordinator.reporters().items()}
-    for reply in _ask(grid, names, REPORT, coordinator.sealed(instruction), timeout_s):
-        if not reply.has_error() and (report := _sealed(reply, "report")):
-            coordinator.receive_report(instruction, names.get(reply.metadata.src_node_id, "unknown"), report)
-
-
-def _ask(grid: Grid, names: Iterable[int], kind: str, instruction: Sealed, timeout_s: float) -> list[Message]:
-    """Ask those of the nodes that are online, and wait for all of them, or until it takes too long."""
+def _looked(
+    grid: Grid,
+    asks: Asks,
+    names: Mapping[int, str],
+    kind: str,
+    instruction: Sealed,
+    ask_s: float,
+    clock: Callable[[], float],
+) -> Iterator[Message]:
+    """Ask those nodes that are online and whose turn it is; the replies that have come."""
     online = set(grid.get_node_ids())
-    messages = _questions((id_ for id_ in names if id_ in online), kind, instruction, ttl=max(timeout_s, 1.0))
-    return list(grid.send_and_receive(messages, timeout=timeout_s)) if messages else []
+    due = asks.due((id_ for id_ in names if id_ in online), clock())
+    questions = _questions(due, kind, instruction, ttl=ask_s)
+    for message_id, id_ in zip(grid.push_messages(questions) if questions else [], due, strict=True):
+        if message_id:  # Flower gives none to what it could not take
+            asks.sent(message_id, id_)
+    for reply in grid.pull_messages(asks.under_way()):
+        asks.answered(reply.metadata.reply_to_message_id, clock())
+        yield reply
 
 
 def _questions(nodes: Iterable[int], kind: str, instruction: Sealed, *, ttl: float) -> list[Message]:

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from coordinator import overview
 from coordinator.access import Access
 from coordinator.coordinator import Coordinator
-from coordinator.server_app import server_app
-from coordinator.superlink import SuperLink
+from coordinator.server_app import Reports, server_app
+from coordinator.superlink import EmbeddedGrid, SuperLink
 from fleet import flwr_compat
 from fleet.errors import FleetError, LinkError, RefusedError
 from fleet.events import Record
@@ -56,27 +56,26 @@ class Service:
         self._record = record
         self._wishes: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._stopping = False
-        self._next_question = 0.0
         self._next_renewal = 0.0
 
     def run(self) -> None:
         """Play until ``stop``. What fails is recorded and tried again."""
         settings = self._settings.round
-        app = server_app(
-            self._coordinator,
-            pause=lambda: self._wait(LOOK_S),
-            timeout_s=_between(2.0, settings.every.total_seconds() / 4, 30.0),
-            ask_s=_between(10.0, settings.deadline.total_seconds() / 3, 120.0),
-            again_s=_between(0.5, settings.deadline.total_seconds() / 20, AGAIN_S),
-        )
+        ask_s = _between(10.0, settings.deadline.total_seconds() / 3, 120.0)
+        again_s = _between(0.5, settings.deadline.total_seconds() / 20, AGAIN_S)
         grid = self._superlink.grid(wait=lambda: self._wait(LOOK_S), max_bytes=self._max_bytes)
+        reports = Reports(self._coordinator, ask_s=ask_s, again_s=again_s)
+        app = server_app(
+            self._coordinator, pause=lambda: self._pause(grid, reports), reports=reports, ask_s=ask_s, again_s=again_s
+        )
         try:
             while True:
                 try:
                     self._renew()
                     if self._is_due():
                         app(grid, flwr_compat.context(grid.run.run_id, flwr_compat.COORDINATOR_ID))
-                        grid.forget()
+                        if not reports.under_way:
+                            grid.forget()
                     grid.stay_alive()
                 except StoppedError:
                     raise
@@ -188,14 +187,14 @@ class Service:
 
     # when
 
+    def _pause(self, grid: EmbeddedGrid, reports: Reports) -> None:
+        """Rollouts go on while a round is open: a round takes as long as its slowest node."""
+        reports.look(grid)
+        self._coordinator.judge_rollout()
+        self._wait(LOOK_S)
+
     def _is_due(self) -> bool:
-        if self._coordinator.round_is_due():
-            return True
-        if self._coordinator.registry.releases.running() is None or time.monotonic() < self._next_question:
-            return False
-        every = self._settings.round.every / 20
-        self._next_question = time.monotonic() + _between(2.0, every.total_seconds(), 300.0)
-        return True
+        return self._coordinator.round_is_due() or self._coordinator.registry.releases.running() is not None
 
     def _renew(self) -> None:
         if time.monotonic() >= self._next_renewal:

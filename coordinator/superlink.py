@@ -121,12 +121,12 @@ class EmbeddedGrid(Grid):
         wanted = {id_ for id_ in message_ids if id_ not in self._arriving}
         for reply in self._state.get_message_res(message_ids=wanted, run_id=self._run.run_id) if wanted else []:
             self._arriving[reply.metadata.reply_to_message_id] = reply
-            self._state.delete_messages(message_ins_ids={reply.metadata.reply_to_message_id})
         for asked, reply in list(self._arriving.items()):
             whole = self._whole(reply)
             if whole is not None:
                 del self._arriving[asked]
                 self._pending.discard(asked)
+                self._state.delete_messages(message_ins_ids={asked})  # not before: its sender may have to send again
                 self._state.object_store.delete(reply.metadata.message_id)
                 yield whole
 

@@ -42,7 +42,6 @@ from simulations.shelf import CountingFetcher
 FIRST_FLOWER_ID = 1000
 HOUR = timedelta(hours=1)  # an hour is a round, however fleet.toml times them
 PAUSE = timedelta(minutes=1)
-ASK_TIMEOUT_S = 60.0
 Reading = npt.NDArray[np.float32]
 
 
@@ -114,7 +113,7 @@ class World:
         for name in self._recordings:
             if name not in absent:
                 self._provision(name)
-        self._server = server_app(self.coordinator, pause=self._pause, timeout_s=ASK_TIMEOUT_S)
+        self._server = server_app(self.coordinator, pause=self._pause)
 
     def join(self, name: str) -> None:
         """Let a latecomer into the fleet, from this hour on."""

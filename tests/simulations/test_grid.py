@@ -254,7 +254,7 @@ class Fleet:
 
         for name in ("offer_release", "judge_rollout"):  # these need a model
             monkeypatch.setattr(self.coordinator, name, lambda: None)
-        server_app(self.coordinator, pause=pause, timeout_s=1)(network, flwr_compat.context(1, 1))
+        server_app(self.coordinator, pause=pause, timeout_s=0)(network, flwr_compat.context(1, 1))
         self.now += EVERY
 
     def master(self) -> Flat:
