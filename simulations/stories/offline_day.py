@@ -118,7 +118,8 @@ class OfflineDay(Story):
             f"closed {figures['rounds_closed_meanwhile']} rounds in that day.",
             f"Back again, {count(len(old), 'session')} that had waited for a day counted once each, "
             f"{count(kept_back, 'session')} that had waited for months was kept back, and the new release was "
-            f"downloaded {sum(downloads.values())} times, at most {max(downloads.values(), default=0)} in a minute.",
+            f"downloaded {count(sum(downloads.values()), 'time')}, at most {max(downloads.values(), default=0)} in a "
+            f"minute.",
             f"The wanderer refused expired metadata {refused} times and staged {count(staged, 'release')} from it; "
             f"{figures['on_newest_release']} of {len(devices)} nodes end on the newest release.",
         ]
