@@ -18,6 +18,9 @@ CHANNELS = 6  # accelerometer x, y, z in g, then gyroscope x, y, z in rad/s
 TRAINING_SHARE = 0.7
 
 _SIDES = ("left", "right")
+# A right arm is the mirror image of a left one. The watch's x points to the hand on the left and to the elbow on the
+# right, its y and z alike; a mirror turns rotations round besides.
+_MIRROR = np.array([-1, 1, 1, 1, -1, -1], np.float32)
 _WINDOW = (CHANNELS, SAMPLES)
 
 
@@ -33,6 +36,7 @@ class _Exercise:
 def recordings() -> dict[str, Recording]:
     """What the twenty watches saw, by device name such as ``person03-left``.
 
+    Readings are those of a left wrist: a watch knows its side from its settings, and the right ones are mirrored.
     Windows are float32 ``(6, 100)``, disjoint. The first 70 % of every exercise is training and the rest is
     live; no window crosses that border. Either stream mixes the exercises in proportion from its first window on.
 
@@ -75,7 +79,8 @@ def _exercise(samples: npt.ArrayLike, label: int, subject: int, side: int) -> _E
     values = np.asarray(samples, dtype=np.float32)
     if values.ndim != 2 or values.shape[1] != CHANNELS or not np.isfinite(values).all():
         raise ValueError(f"an exercise has shape {values.shape} or is not finite")
-    return _Exercise(f"person{int(subject):02d}-{_SIDES[int(side)]}", int(label), values)
+    worn = _SIDES[int(side)]
+    return _Exercise(f"person{int(subject):02d}-{worn}", int(label), values if worn == "left" else values * _MIRROR)
 
 
 def _recording(device: str, exercises: Iterable[_Exercise]) -> Recording:

@@ -30,13 +30,15 @@ def reference(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     quantiles = np.quantile(w, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1).transpose(1, 0, 2).reshape(len(w), -1)
     covariance = np.einsum("nti,ntj->nij", centred, centred) / 100
     i, j = np.triu_indices(6, 1)
-    correlations = (covariance / (spread[:, :, None] * spread[:, None, :] + 0.05))[:, i, j]
+    common = spread[:, :, None] * spread[:, None, :] + 0.05
+    correlations = (covariance / common)[:, i, j]
     power = np.abs(np.fft.rfft(centred * np.hanning(100)[None, :, None], axis=1)) ** 2 / 100
     bands = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 6), (6, 9), (9, 14), (14, 22), (22, 51)]
     energies = [np.log10(power[:, low:high].sum(1) + 1e-3) for low, high in bands]
-    lags = [(centred[:, :-k] * centred[:, k:]).mean(1) / (spread**2 + 0.02) for k in (5, 10, 20, 35, 50)]
+    follows = [np.einsum("nti,ntj->nij", centred[:, :-k], centred[:, k:]) / (100 - k) for k in (5, 12)]
+    leads = [((f - f.transpose(0, 2, 1)) / common)[:, i, j] for f in follows]
     return np.concatenate(
-        [mean, spread, quantiles, correlations, *energies, *lags, np.diff(w, axis=1).std(1) * 3], axis=1
+        [mean, spread, quantiles, correlations, *energies, *leads, np.diff(w, axis=1).std(1) * 3], axis=1
     )
 
 

@@ -54,6 +54,17 @@ def test_training_comes_from_the_first_seventy_percent_of_an_exercise() -> None:
     assert np.array_equal(seen.live.x[seen.live.y == 0], late)
 
 
+def test_a_right_wrist_reads_as_the_left_one_it_mirrors() -> None:
+    """x points the other way along the arm; rotations about the other two axes turn the other way round."""
+    stored = np.load(spar._file(), allow_pickle=True).item()
+    sides = {int(side): i for i, side in enumerate(stored["side"])}
+    for side, signs in ((0, [1, 1, 1, 1, 1, 1]), (1, [-1, 1, 1, 1, -1, -1])):
+        samples = np.asarray(stored["X"][sides[side]], np.float32)
+        read = spar._exercise(samples, 0, 1, side)
+        assert read.device.endswith(("left", "right")[side])
+        assert np.array_equal(read.samples, samples * np.array(signs, np.float32))
+
+
 @pytest.mark.parametrize("part", ["train", "live"])
 def test_any_beginning_of_a_stream_has_the_exercises_in_proportion(part: str) -> None:
     for seen in RECORDINGS.values():
