@@ -390,5 +390,5 @@ def _longest_honest(task: Task, settings: Settings, size: int, noise_multiplier:
     """A norm that no honest session passes: all clipped gradients in line, and noise of twice its usual length."""
     signal = settings.privacy.partition_examples
     noise = 2 * noise_multiplier * math.sqrt(size)
-    step = task.training.learning_rate / task.training.examples * settings.privacy.clipping_norm
+    step = task.training.step_length(noise_multiplier) * settings.privacy.clipping_norm
     return settings.session_releases * step * (signal + noise)

@@ -106,17 +106,25 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a node takes its local steps: ``w -= learning_rate * (noisy clipped sum) / examples``.
+    """How a node takes its local steps: ``w -= step_length(noise_multiplier) * (noisy clipped sum)``.
 
     ``examples`` is a public constant near the number of examples of a device; the true number stays private.
+    ``noise_limit`` is the noise multiplier beyond which steps are shortened, so that the noise of one step never
+    moves the weights further than at the limit; a smaller ε then learns slower, and is not drowned.
     """
 
     learning_rate: float
     examples: int
+    noise_limit: float = 13.0
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0 or self.examples < 1:
-            raise TaskError("training: learning_rate and examples must be positive")
+        if not self.learning_rate > 0 or self.examples < 1 or not self.noise_limit > 0:
+            raise TaskError("training: learning_rate, examples and noise_limit must be positive")
+
+    def step_length(self, noise_multiplier: float) -> float:
+        """What a noisy clipped sum is multiplied by. It follows from public numbers alone."""
+        calm = min(1.0, self.noise_limit / noise_multiplier) if noise_multiplier else 1.0
+        return self.learning_rate * calm / self.examples
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,13 @@ from fleet.privacy.release import Noise, private_sum
 from fleet.task import Task, Windows, set_weights
 from fleet.weights import Flat
 from node.buffer import Buffer
-from node.head import head_of, watched
+from node.head import head_of, softmax, watched
 from node.ledger import Ledger
 
 if TYPE_CHECKING:
     import torch
+
+Gradients = Callable[[Flat], npt.NDArray[np.float64]]
 
 
 class Learner:
@@ -46,16 +48,16 @@ class Learner:
             return None
         partition, mu2 = self._charge(partitions, releases, noise_multiplier)
         gradients = self._gradients.of(self._buffer.examples(partition))
-        weights = base.astype(np.float64)
-        for _ in range(releases):
-            step = private_sum(
-                gradients(weights.astype(np.float32)),
-                clipping_norm=self._clipping_norm,
-                noise_multiplier=noise_multiplier,
-                noise=self._noise,
-            )
-            weights -= self._training.learning_rate / self._training.examples * step
-        return (weights - base).astype(np.float32), mu2
+        delta = session(
+            gradients,
+            base,
+            step_length=self._training.step_length(noise_multiplier),
+            releases=releases,
+            clipping_norm=self._clipping_norm,
+            noise_multiplier=noise_multiplier,
+            noise=self._noise,
+        )
+        return delta, mu2
 
     def _charge(self, partitions: list[int], releases: int, noise_multiplier: float) -> tuple[int, int]:
         """Charge the newest partition that can pay; which one it is follows from counts alone, not from values."""
@@ -72,37 +74,78 @@ class Learner:
         raise refusal
 
 
+def session(
+    gradients: Gradients,
+    base: Flat,
+    *,
+    step_length: float,
+    releases: int,
+    clipping_norm: float,
+    noise_multiplier: float,
+    noise: Noise,
+) -> Flat:
+    """The delta of ``releases`` private steps from ``base``. Whoever calls it has charged them before."""
+    weights = base.astype(np.float64)
+    for _ in range(releases):
+        weights -= step_length * private_sum(
+            gradients(weights.astype(np.float32)),
+            clipping_norm=clipping_norm,
+            noise_multiplier=noise_multiplier,
+            noise=noise,
+        )
+    return (weights - base).astype(np.float32)
+
+
 class PerExampleGradients:
     """Gradients of the cross-entropy, one row an example, by Opacus' hooks.
 
     Where all that is trained is one layer on top, what lies under it gives the same values at every step of a
-    session: it is computed once.
+    session: it is computed once, and the gradients of the layer are written down as they are known.
     """
 
     def __init__(self, task: Task) -> None:
         self._model = task.model()
         self._head = _only_head(self._model, task.signature.shape)
-        self._wrapped = _wrap(self._head or self._model)
+        self._wrapped = None if self._head else _wrap(self._model)
 
-    def of(self, examples: Windows) -> Callable[[Flat], npt.NDArray[np.float64]]:
+    def of(self, examples: Windows) -> Gradients:
         """A function from weights to the gradients of these examples there, ``(examples, size)`` float64."""
         import torch
 
         x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
-        inputs = watched(self._model, self._head, x)[1][0][0] if self._head else x
+        if self._head:
+            inputs = watched(self._model, self._head, x)[1][0][0].double().numpy()
+            return _of_head(inputs, examples.y, self._head.out_features, bias=self._head.bias is not None)
+        wrapped, model = self._wrapped, self._model
+        assert wrapped is not None  # noqa: S101 - a model is wrapped, or has a head of its own
 
         def gradients(weights: Flat) -> npt.NDArray[np.float64]:
-            set_weights(self._model, weights)
-            self._wrapped.zero_grad(set_to_none=True)
+            set_weights(model, weights)
+            wrapped.zero_grad(set_to_none=True)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")  # inputs need no gradient
-                loss = torch.nn.functional.cross_entropy(self._wrapped(inputs), y, reduction="sum")
+                loss = torch.nn.functional.cross_entropy(wrapped(x), y, reduction="sum")
                 loss.backward()  # type: ignore[no-untyped-call]
-            trained = [p for p in self._model.parameters() if p.requires_grad]
+            trained = [p for p in model.parameters() if p.requires_grad]
             rows: npt.NDArray[np.float64] = torch.cat([_rows(p) for p in trained], dim=1).numpy()
             return rows
 
         return gradients
+
+
+def _of_head(inputs: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], classes: int, *, bias: bool) -> Gradients:
+    """Of a linear layer on ``inputs``, ``(examples, d)``: its weight's ``classes * d`` columns, then its bias's."""
+    truth = np.eye(classes)[labels]
+    size = classes * inputs.shape[1]
+
+    def gradients(weights: Flat) -> npt.NDArray[np.float64]:
+        with np.errstate(over="ignore", invalid="ignore"):  # an example that is not finite is dropped later
+            logits = inputs @ weights[:size].reshape(classes, -1).T.astype(np.float64)
+            slope = softmax(logits + weights[size:] if bias else logits) - truth
+            rows = (slope[:, :, None] * inputs[:, None, :]).reshape(len(inputs), -1)
+        return np.concatenate([rows, slope], axis=1) if bias else rows
+
+    return gradients
 
 
 def _rows(parameter: "torch.nn.Parameter") -> "torch.Tensor":
@@ -110,10 +153,11 @@ def _rows(parameter: "torch.nn.Parameter") -> "torch.Tensor":
     return samples.reshape(len(samples), -1).double()
 
 
-def _only_head(model: "torch.nn.Module", shape: tuple[int, ...]) -> "torch.nn.Module | None":
-    """The model's last layer, if no other module has weights to train."""
-    trained = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
-    return head_of(model, shape) if len(trained) == 1 else None
+def _only_head(model: "torch.nn.Module", shape: tuple[int, ...]) -> "torch.nn.Linear | None":
+    """The model's last layer, if nothing but its weight and its bias is trained."""
+    head = head_of(model, shape)
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    return head if head is not None and trained == {id(p) for p in head.parameters()} else None
 
 
 def _wrap(model: "torch.nn.Module") -> "torch.nn.Module":

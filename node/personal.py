@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fleet.errors import TaskError
 from fleet.task import Task, Windows, layout_of, set_weights
 from fleet.weights import Flat
-from node.head import head_of, watched
+from node.head import head_of, softmax, watched
 
 if TYPE_CHECKING:
     import torch
@@ -65,11 +65,5 @@ def _fit(inputs: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], weight:
     # The slope of the mean cross-entropy changes by at most half the mean squared input, whatever the direction.
     step = 2 / max(float((inputs * inputs).sum(1).mean()), 1e-12)
     for _ in range(STEPS):
-        head -= step * (_softmax(inputs @ head.T) - truth).T @ inputs / len(inputs)
+        head -= step * (softmax(inputs @ head.T) - truth).T @ inputs / len(inputs)
     return head
-
-
-def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return shares

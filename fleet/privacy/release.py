@@ -51,4 +51,5 @@ def clip(gradients: npt.NDArray[np.float64], clipping_norm: float) -> npt.NDArra
         norms = np.sqrt(np.einsum("ij,ij->i", gradients, gradients))
     usable = np.isfinite(norms)
     factors = np.where(usable, np.minimum(1.0, clipping_norm / np.maximum(norms, 1e-300)), 0.0)
-    return np.where(usable[:, None], gradients, 0.0) * factors[:, None]
+    finite = gradients if usable.all() else np.where(usable[:, None], gradients, 0.0)
+    return finite * factors[:, None]

@@ -119,7 +119,34 @@ def autograd(model: nn.Module, weights: Flat, examples: Windows) -> npt.NDArray[
     return np.array(rows)
 
 
-@pytest.mark.parametrize("model", [mlp, Front, Scaled, Twice, lambda: nn.Linear(3, 3)])
+class Unbiased(Front):
+    """Its head has no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3, bias=False)
+
+
+class FrozenBias(Front):
+    """Of its head, only the weight is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.bias.requires_grad_(False)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_an_example_that_is_not_finite_spoils_no_other(value: float) -> None:
+    toy, examples = task(lambda: nn.Linear(3, 3)), points(7)
+    honest = PerExampleGradients(toy).of(examples)(weights_of(toy.model()))
+    examples.x[2] = value
+    spoiled = PerExampleGradients(toy).of(examples)(weights_of(toy.model()))
+    others = np.arange(7) != 2
+    np.testing.assert_array_equal(spoiled[others], honest[others])
+    assert np.isfinite(clip(spoiled, CLIPPING_NORM)).all()
+
+
+@pytest.mark.parametrize("model", [mlp, Front, Scaled, Twice, Unbiased, FrozenBias, lambda: nn.Linear(3, 3)])
 def test_gradients_are_those_of_each_example_alone(model: Any) -> None:
     toy, examples = task(model), points(7)
     gradients = PerExampleGradients(toy).of(examples)
@@ -255,3 +282,23 @@ def test_learning_warns_about_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert node.learn() is not None
+
+
+@pytest.mark.parametrize(("noise_multiplier", "whole"), [(0.0, 1.0), (13.0, 1.0), (26.0, 0.5), (130.0, 0.1)])
+def test_beyond_the_limit_a_step_is_shortened_so_that_its_noise_moves_no_further(
+    noise_multiplier: float, whole: float
+) -> None:
+    training = Training(learning_rate=3.0, examples=10, noise_limit=13.0)
+    assert training.step_length(noise_multiplier) == pytest.approx(0.3 * whole)
+    assert training.step_length(noise_multiplier) * noise_multiplier <= 0.3 * 13.0 * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("noise_multiplier", [2.0, 52.0])
+def test_a_session_takes_steps_of_that_length(tmp_path: Path, noise_multiplier: float) -> None:
+    node = Node(tmp_path / "node.db", Known(), budget=Budget(math.inf, 1e-5))
+    node.buffer.keep(points(9))
+    session = node.learner.learn(node.base, releases=1, noise_multiplier=noise_multiplier)
+    assert session is not None
+    total = clip(autograd(node.task.model(), node.base, points(9)), CLIPPING_NORM).sum(axis=0)
+    step = 0.7 / 10 * min(1.0, 13.0 / noise_multiplier)
+    np.testing.assert_allclose(session[0], -step * total, atol=1e-6)
