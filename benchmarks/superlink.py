@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,24 +18,15 @@ from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
-_APP = """\
-[project]
-name = "codeless"
-version = "1.0.0"
-license = "Apache-2.0"
-dependencies = ["flwr"]
-[tool.flwr.app]
-publisher = "edgefleet"
-fab-include = ["README.md"]
-[tool.flwr.app.components]
-serverapp = "fleet.nothing:app"
-clientapp = "fleet.nothing:app"
-"""
+import coordinator
+
+FAB = Path(coordinator.__path__[0]) / "fab"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +69,7 @@ class SuperLink:
     @contextmanager
     def run(self) -> Iterator[HttpGrid]:
         """Start a run of a FAB that holds no code, and play its ServerApp from here; afterwards stop it."""
-        with tempfile.TemporaryDirectory() as folder:
-            app = Path(folder, "codeless")
-            app.mkdir()
-            app.joinpath("pyproject.toml").write_text(_APP)
-            app.joinpath("README.md").write_text("No code.")
-            fab = build_fab_from_disk(app)
+        fab = build_fab_from_disk(FAB)
         with self._control() as control:
             control.StartRun(StartRunRequest(fab=fab_to_proto(Fab(hashlib.sha256(fab).hexdigest(), fab, {}))))
         grid = HttpGrid(self.address, self.certificates is None, self._authority(), token=self._token())
@@ -92,9 +77,12 @@ class SuperLink:
         TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
         TaskIdentity.node_id = context_from_proto(task.context).node_id
         grid.set_run(run_from_proto(task.run))
+        heart = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
+        heart.start()  # or the run is over after a minute
         try:
             yield grid
         finally:
+            heart.stop()
             grid._disconnect()
 
     def _token(self) -> str:
@@ -128,9 +116,8 @@ def superlink(folder: Path, certificates: Certificates | None = None) -> Iterato
         command += ["--ssl-keyfile", str(certificates.key), "--enable-supernode-auth"]
     else:
         command += ["--insecure"]
-    quiet = {"FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     with open(folder / "superlink.log", "wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, **quiet}, stdout=log, stderr=log)  # noqa: S603 - our own
+        process = subprocess.Popen(command, env=quiet(folder), stdout=log, stderr=log)  # noqa: S603 - our own
         try:
             link = SuperLink(port, certificates, process)
             _await(link, folder / "superlink.log")
@@ -138,6 +125,12 @@ def superlink(folder: Path, certificates: Certificates | None = None) -> Iterato
         finally:
             process.kill()  # asked politely it waits for every client that still keeps a connection
             process.wait()
+
+
+def quiet(home: Path) -> dict[str, str]:
+    """An environment in which Flower keeps to ``home``, asks nobody for updates, tells nobody, and finds its programs."""
+    paths = {"FLWR_HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
+    return {**os.environ, **paths, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
 def _await(link: SuperLink, log: Path) -> None:

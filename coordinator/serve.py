@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from fleet.settings import Settings, load
 from fleet.task import Task, weights_of
 
 if TYPE_CHECKING:
+    from coordinator.flower_app import StockSuperLink
     from coordinator.service import Service
 
 CONFIG = "fleet.toml"
@@ -65,8 +67,12 @@ class Running:
 
 
 @contextmanager
-def serving(plan: Plan) -> Iterator[Running]:
+def serving(plan: Plan, stock: "StockSuperLink | None" = None) -> Iterator[Running]:
     """Open the coordinator of a folder, this process alone; everything is closed on leaving.
+
+    Args:
+        stock: The SuperLink that carries Flower's messages, if it is not one inside this process; then ``run`` ends
+            when there is nothing left to play.
 
     Raises:
         UsageError: The folder, the settings, the task, an address or a certificate cannot be used.
@@ -75,7 +81,8 @@ def serving(plan: Plan) -> Iterator[Running]:
     authority = _authority(plan)
     with ExitStack() as stack:
         stack.enter_context(_owned(plan.folder))
-        os.environ["FLWR_HOME"] = str(plan.folder / "flower")  # read when Flower is imported, below
+        if stock is None:
+            os.environ["FLWR_HOME"] = str(plan.folder / "flower")  # read when Flower is imported, below
         from coordinator.api.listener import Certificate, Listener
 
         certificate = Certificate(plan.certificate, plan.key) if plan.certificate and plan.key else None
@@ -84,14 +91,15 @@ def serving(plan: Plan) -> Iterator[Running]:
         admin = Listener("127.0.0.1", plan.admin_port)
         stack.callback(admin.close)
         url = plan.url or f"{public.scheme}://{_reachable(public.host)}:{public.port}"
-        doors = _opened(plan.folder, the_task, settings, url, authority, stack)
+        doors = _opened(plan.folder, the_task, settings, url, authority, stock, stack)
         stack.enter_context(public.serving(doors.public))
         stack.enter_context(admin.serving(doors.admin))
         admin_url = f"http://127.0.0.1:{admin.port}"
         fields = {"url": admin_url, "token": doors.token, "public": url, "pid": os.getpid()}
         durable.write(plan.folder / ADMIN, json.dumps(fields).encode(), mode=0o600)
         doors.record("serving", url=url, admin=admin_url)
-        yield Running(url, admin_url, doors.service.run, doors.service.stop)
+        run = partial(doors.service.run, to_the_end=stock is not None)
+        yield Running(url, admin_url, run, doors.service.stop)
         doors.record("stopped")
 
 
@@ -106,7 +114,15 @@ class _Doors:
     record: Record
 
 
-def _opened(folder: Path, the_task: Task, settings: Settings, url: str, authority: str, stack: ExitStack) -> _Doors:
+def _opened(
+    folder: Path,
+    the_task: Task,
+    settings: Settings,
+    url: str,
+    authority: str,
+    stock: "StockSuperLink | None",
+    stack: ExitStack,
+) -> _Doors:
     from coordinator.access import Access, Address
     from coordinator.api.admin import admin_app
     from coordinator.api.device import device_app
@@ -126,7 +142,7 @@ def _opened(folder: Path, the_task: Task, settings: Settings, url: str, authorit
         record=record,
     )
     stack.callback(coordinator.registry.close)
-    superlink = SuperLink(folder / "superlink.db")
+    superlink = stock or SuperLink(folder / "superlink.db")
     address = Address(
         url=url,
         authority=authority,
@@ -141,7 +157,7 @@ def _opened(folder: Path, the_task: Task, settings: Settings, url: str, authorit
     device = device_app(access, repository.folder, status=service.for_devices, clock=_now, record=record)
     token = _admin_token(folder / ADMIN_TOKEN)
     admin = admin_app(service, token, clock=_now, record=record)
-    return _Doors(service, Gate(superlink.app, device), admin, token, record)
+    return _Doors(service, Gate(superlink.app, device, record=record), admin, token, record)
 
 
 def _authority(plan: Plan) -> str:

@@ -4,8 +4,9 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coordinator import overview
 from coordinator.access import Access
@@ -17,6 +18,9 @@ from fleet.errors import FleetError, LinkError, RefusedError
 from fleet.events import Record
 from fleet.settings import Settings
 from fleet.trust.repository import Repository
+
+if TYPE_CHECKING:
+    from coordinator.flower_app import StockGrid, StockSuperLink
 
 LOOK_S = 0.25  # between two looks at what came back
 IDLE_S = 1.0
@@ -39,7 +43,7 @@ class Service:
         self,
         coordinator: Coordinator,
         repository: Repository,
-        superlink: SuperLink,
+        superlink: "SuperLink | StockSuperLink",
         access: Access,
         settings: Settings,
         *,
@@ -58,8 +62,8 @@ class Service:
         self._stopping = False
         self._next_renewal = 0.0
 
-    def run(self) -> None:
-        """Play until ``stop``. What fails is recorded and tried again."""
+    def run(self, *, to_the_end: bool = False) -> None:
+        """Play until ``stop``, or until there is nothing left to play. What fails is recorded and tried again."""
         settings = self._settings.round
         ask_s = _between(10.0, settings.deadline.total_seconds() / 3, 120.0)
         again_s = _between(0.5, settings.deadline.total_seconds() / 20, AGAIN_S)
@@ -68,8 +72,8 @@ class Service:
         app = server_app(
             self._coordinator, pause=lambda: self._pause(grid, reports), reports=reports, ask_s=ask_s, again_s=again_s
         )
-        try:
-            while True:
+        with suppress(StoppedError):
+            while not (to_the_end and self.is_over()):
                 try:
                     self._renew()
                     if self._is_due():
@@ -84,8 +88,13 @@ class Service:
                 except Exception as error:  # noqa: BLE001 - the loop of a program: it goes on
                     self._record("window-failed", error=type(error).__name__, reason=str(error)[:500])
                 self._wait(IDLE_S)
-        except StoppedError:
-            grid.end()
+        grid.end()
+
+    def is_over(self) -> bool:
+        """Whether the planned rounds are played and no rollout runs."""
+        rounds, releases = self._coordinator.registry.rounds, self._coordinator.registry.releases
+        played = len(rounds.all()) >= self._settings.round.rounds and rounds.current() is None
+        return played and releases.running() is None
 
     def stop(self) -> None:
         """End ``run`` at its next look; may be called from anywhere."""
@@ -187,7 +196,7 @@ class Service:
 
     # when
 
-    def _pause(self, grid: EmbeddedGrid, reports: Reports) -> None:
+    def _pause(self, grid: "EmbeddedGrid | StockGrid", reports: Reports) -> None:
         """Rollouts go on while a round is open: a round takes as long as its slowest node."""
         reports.look(grid)
         self._coordinator.judge_rollout()

@@ -51,6 +51,7 @@ __all__ = [
     "Claim",
     "FleetApi",
     "Run",
+    "ascribe",
     "context",
     "empty_run",
     "flower_headers",
@@ -88,6 +89,11 @@ def identify(run_id: int) -> None:
 def number(message: Message, message_id: str) -> None:
     """Give a message the id that a SuperLink would."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def ascribe(message: Message, node_id: int) -> None:
+    """Give a message another sender."""
+    message.metadata.__dict__["_src_node_id"] = node_id
 
 
 def of_no_run(content: RecordDict, message_type: str) -> Message:

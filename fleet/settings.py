@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from fleet.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "EDGEFLEET_"
+FOLDERS = {"EDGEFLEET_COORDINATOR", "EDGEFLEET_NODE"}  # no settings: whose apps a stock Flower runs
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -161,6 +162,8 @@ def load(path: Path | None, environment: Mapping[str, str] = os.environ) -> Sett
     """
     data = _read(path) if path else {}
     for name in sorted(name for name in environment if name.startswith(ENVIRONMENT_PREFIX)):
+        if name in FOLDERS:
+            continue
         section, separator, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         if not separator:
             raise SettingsError(f"{name}: unknown variable; settings are {ENVIRONMENT_PREFIX}SECTION__KEY")

@@ -3,7 +3,8 @@
 import random
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -155,7 +156,7 @@ class Agent(Learning):
         Raises:
             TrustError: The coordinator did not sign this, or it expired; nothing happens.
         """
-        with self._store_lock:
+        with self._asked():
             wish = UpdateInstruction.verified(sealed, self.identity.coordinator, now=self._now())
             self._check_task(wish.task)
             self._check_round(wish.round)
@@ -169,7 +170,7 @@ class Agent(Learning):
         Raises:
             TrustError: The coordinator did not sign this, or it expired; nothing happens.
         """
-        with self._store_lock:
+        with self._asked():
             wish = ReportInstruction.verified(sealed, self.identity.coordinator, now=self._now())
             self._check_task(wish.task)
             try:
@@ -200,6 +201,16 @@ class Agent(Learning):
     def unsent_bases(self) -> list[int]:
         """The base of each session that no round has taken: still waiting, or too old by now."""
         return self.outbox.unsent()
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """One ask at a time; what must not be obeyed is recorded."""
+        with self._store_lock:
+            try:
+                yield
+            except TrustError as error:
+                self._record("instruction-refused", reason=str(error))
+                raise
 
     def _now(self) -> datetime:
         """Never before what was seen signed: a clock that went back would make old instructions fresh."""

@@ -121,6 +121,15 @@ def replay(
         typer.echo(f"{outcome['answers']} answers, {outcome['right']} right, {outcome['labelled']} labels taken")
 
 
+@COMMANDS.command()
+def keys(folder: Folder = HERE) -> None:
+    """Write the node's key for Flower as a stock flower-supernode reads it, beside node.db; print the two files."""
+    from node.keys import write
+
+    for path in write(folder):
+        typer.echo(path)
+
+
 def _absolute(reference: str) -> str:
     """A task's file as the node will find it from anywhere."""
     file, colon, name = reference.rpartition(":")

@@ -11,6 +11,7 @@ from typing import Any
 from coordinator.api.device import MAX_JSON
 from coordinator.api.problems import problem
 from fleet.errors import RefusedError
+from fleet.events import Record, ignore
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,6 +35,7 @@ class Limits:
         rate: Requests a second of one caller, in the long run.
         burst: Requests of one caller at once.
         callers: How many callers are remembered.
+        lines: Refusals that are recorded at once, and one a second after that: whoever floods us fills no disk.
     """
 
     message: int = MAX_MESSAGE
@@ -44,6 +46,7 @@ class Limits:
     rate: float = 50.0
     burst: int = 400
     callers: int = 20_000
+    lines: int = 100
 
 
 LIMITS = Limits()
@@ -53,13 +56,20 @@ class Gate:
     """An ASGI application: Flower's Fleet API and our device API behind one set of limits."""
 
     def __init__(
-        self, fleet: App, device: App, limits: Limits = LIMITS, clock: Callable[[], float] = time.monotonic
+        self,
+        fleet: App,
+        device: App,
+        limits: Limits = LIMITS,
+        clock: Callable[[], float] = time.monotonic,
+        record: Record = ignore,
     ) -> None:
         self._fleet = fleet
         self._device = device
         self._limits = limits
         self._clock = clock
         self._held = 0
+        self._record = record
+        self._lines = float(limits.lines), clock()
         self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,9 +86,19 @@ class Gate:
             self._held += size
             await app(scope, _replay(body, receive), send)
         except RefusedError as refused:
+            self._note(refused, scope["path"])
             await refuse(send, refused)
         finally:
             self._held -= size
+
+    def _note(self, refused: RefusedError, path: str) -> None:
+        left, since = self._lines
+        now = self._clock()
+        left = min(float(self._limits.lines), left + now - since)
+        if left >= 1:
+            left -= 1
+            self._record("request-refused", code=refused.code, reason=str(refused), path=path[:200])
+        self._lines = left, now
 
     def _door(self, scope: Scope) -> tuple[App, int]:
         path = scope["path"]

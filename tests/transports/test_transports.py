@@ -1,0 +1,176 @@
+"""The same fleet behaves the same, whatever carries Flower's messages."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from coordinator.round import Round
+from coordinator.server_app import REPORT
+from fleet.messages import UpdateInstruction, Watch
+from fleet.signing import Sealed, sha256
+from node.client_app import REFUSED
+from tests.coordinator.conftest import key_of
+from tests.transports.networks import Network, Node, now
+
+
+def given(network: Network, round_: Round) -> set[str]:
+    """Digests of the deltas that are in the round's aggregate, or would be."""
+    return {entry.payload for entry in network.coordinator.registry.rounds.entries(round_)}
+
+
+def learned(node: Node, round_: Round) -> str:
+    """Digest of the delta that a node gave to a round."""
+    return sha256(node.sent(round_.number)[2])
+
+
+def instruction(network: Network, round_: int) -> UpdateInstruction:
+    """What the coordinator would ask in a round, from the newest base."""
+    base = network.coordinator.registry.rounds.bases()[-1]
+    return UpdateInstruction("toy", now() + timedelta(minutes=5), round_, base.number, base.payload)
+
+
+def signed(network: Network, wish: UpdateInstruction) -> Sealed:
+    """The wish under the coordinator's own key."""
+    return wish.sealed(network.coordinator._key)
+
+
+def test_an_instruction_reaches_the_nodes_and_their_updates_the_registry_byte_for_byte(
+    network: Network, anna: Node, ben: Node
+) -> None:
+    round_ = network.play(anna, ben)
+    assert given(network, round_) == {learned(anna, round_), learned(ben, round_)}
+    assert len(given(network, round_)) == 2
+    assert network.coordinator.registry.rounds.refusals() == []
+
+
+def test_a_node_that_has_nothing_yet_holds_nobody_up_and_is_asked_again(network: Network, anna: Node) -> None:
+    late = network.join("late", examples=0)
+    answered: list[set[str]] = []
+
+    def meanwhile() -> None:
+        now_answered = network.coordinator.registry.rounds.answered(len(network.coordinator.registry.rounds.all()))
+        if "anna" in now_answered and "late" not in now_answered and not answered:
+            answered.append(now_answered)
+            with late.agent() as agent:
+                agent.buffer.keep(network.toy.points(20, seed=9))
+
+    round_ = network.play(anna, late, meanwhile=meanwhile)
+    assert answered
+    assert learned(late, round_) in given(network, round_)
+    network.disconnect(late)
+    network.access.revoke("late")
+
+
+def test_I1_a_second_ask_is_answered_by_the_same_bytes_and_counted_once(
+    network: Network, anna: Node, ben: Node
+) -> None:
+    round_ = network.play(anna, ben)
+    counted, charged = network.coordinator.registry.rounds.counted(), anna.charges()
+    reply = network.ask(anna, signed(network, replace(instruction(network, round_.number), base=round_.base)))
+    record, delta = reply.content.config_records["update"], reply.content.array_records["delta"]["delta"]
+    assert (record["body"], record["signature"], delta.data) == anna.sent(round_.number)
+    again = Sealed(bytes(record["body"]), bytes(record["signature"]))  # type: ignore[arg-type]
+    network.coordinator.receive_update(round_, "anna", again, delta.stype, delta.data)
+    assert network.coordinator.registry.rounds.counted() == counted
+    assert network.coordinator.registry.rounds.refusals() == []
+    assert anna.charges() == charged
+
+
+Forge = Callable[[Network, UpdateInstruction], Sealed]
+FORGED: dict[str, Forge] = {
+    "unsigned": lambda network, wish: Sealed(signed(network, wish).body, b""),
+    "signed by another node": lambda network, wish: wish.sealed(key_of("mallory")),
+    "altered": lambda network, wish: Sealed(replace(wish, round=wish.round + 1).sealed(key_of("x")).body, b"x" * 64),
+    "expired": lambda network, wish: signed(network, replace(wish, expires=now() - timedelta(seconds=1))),
+    "for another task": lambda network, wish: signed(network, replace(wish, task="other")),
+    "of a round long past": lambda network, wish: signed(network, replace(wish, round=0)),
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_I6_an_instruction_that_is_not_the_coordinators_for_now_is_refused_and_changes_nothing(
+    network: Network, anna: Node, how: str
+) -> None:
+    if not network.coordinator.registry.rounds.all():
+        network.play(anna, network.nodes["ben"])
+    wish = instruction(network, len(network.coordinator.registry.rounds.all()) + 1)
+    before, refused = anna.dump(), len(anna.events("instruction-refused"))
+    reply = network.ask(anna, FORGED[how](network, wish))
+    assert reply.has_error()
+    assert reply.error.code == REFUSED
+    assert anna.dump() == before
+    assert len(anna.events("instruction-refused")) == refused + 1
+
+
+def test_a_node_that_is_offline_holds_nobody_up_and_catches_up(network: Network, anna: Node, ben: Node) -> None:
+    away = network.join("away")
+    network.disconnect(away)
+    missed = network.play(anna, ben)
+    network.play(anna, ben)
+    assert len(given(network, missed)) == 2
+    network.connect(away)
+    network.until(lambda: network.id_of(away) in set(network.grid.get_node_ids()))
+    round_ = network.play(anna, ben, away)
+    assert round_.base == missed.base + 2
+    assert learned(away, round_) in given(network, round_)
+    network.disconnect(away)
+    network.access.revoke("away")
+
+
+def test_I12_a_client_app_that_raises_is_an_error_in_flower_and_the_round_goes_on(
+    network: Network, anna: Node, ben: Node
+) -> None:
+    ill = network.join("ill")
+    network.break_app(ill)
+    reply = network.ask(ill, signed(network, instruction(network, 1)))
+    assert reply.has_error()
+    round_ = network.play(anna, ben)
+    assert given(network, round_) == {learned(anna, round_), learned(ben, round_)}
+    network.disconnect(ill)
+    network.access.revoke("ill")
+
+
+def test_I8_a_node_that_is_revoked_is_in_no_round_from_then_on(network: Network, anna: Node, ben: Node) -> None:
+    gone = network.join("gone")
+    network.disconnect(ben)  # so that the round stays open when the others have answered
+
+    def revoke() -> None:
+        registry = network.coordinator.registry
+        answered = registry.rounds.answered(len(registry.rounds.all()))
+        if "gone" in answered and "gone" in registry.roster.active():
+            network.access.revoke("gone")
+            network.connect(ben)
+
+    open_ = network.play(anna, ben, gone, meanwhile=revoke)
+    assert given(network, open_) == {learned(anna, open_), learned(ben, open_)}
+    assert gone.rounds() == [open_.number]
+    asked = gone.rounds()
+    later = network.play(anna, ben)
+    assert given(network, later) == {learned(anna, later), learned(ben, later)}
+    assert gone.rounds() == asked
+    network.disconnect(gone)
+
+
+def test_a_report_on_a_release_in_shadow_is_counted_once(network: Network, anna: Node, ben: Node) -> None:
+    network.play(anna, ben)
+    network.coordinator.offer(network.toy.weights(scale=1.5))
+    with anna.agent() as agent:
+        agent.step()
+        windows = network.toy.points(8, seed=3)
+        for x, y in zip(windows.x, windows.y, strict=True):
+            seq, _ = agent.answer(x)
+            assert seq is not None
+            agent.label(seq, int(y))
+        agent.step()
+    asked = network.coordinator.report_instruction()
+    assert asked is not None
+    network.ask_reports()
+    counts = network.coordinator.registry.releases.counts(asked.release, Watch.SHADOW)
+    assert counts.keys() == {"anna"}
+    reply = network.ask(anna, network.coordinator.sealed(asked), REPORT)
+    record = reply.content.config_records["report"]
+    again = Sealed(bytes(record["body"]), bytes(record["signature"]))  # type: ignore[arg-type]
+    network.coordinator.receive_report(asked, "anna", again)
+    assert network.coordinator.registry.releases.counts(asked.release, Watch.SHADOW) == counts
