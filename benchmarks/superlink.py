@@ -128,7 +128,7 @@ def superlink(folder: Path, certificates: Certificates | None = None) -> Iterato
 
 
 def quiet(home: Path) -> dict[str, str]:
-    """An environment in which Flower keeps to ``home``, asks nobody for updates, tells nobody, and finds its programs."""
+    """An environment in which Flower keeps to ``home``, finds its programs, and neither asks nor tells anybody."""
     paths = {"FLWR_HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     return {**os.environ, **paths, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 

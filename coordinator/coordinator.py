@@ -160,6 +160,10 @@ class Coordinator:
             self.registry.rounds.refuse(Refusal(round_.number, node, error.code, str(error)))
             self._record("refused", round=round_.number, node=node, code=error.code, reason=str(error))
 
+    def note_failure(self, round_: Round, node: str, reason: str) -> None:
+        """Record that a node answered with an error, or with what could not be read."""
+        self._record("no-update", round=round_.number, node=node, code="failed", reason=reason[:200])
+
     def settle_round(self, round_: Round) -> RoundState:
         """Close or fail the round if it is time; what became of it."""
         admitted = len(self.registry.rounds.entries(round_))

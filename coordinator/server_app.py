@@ -110,12 +110,17 @@ def _play_round(
 ) -> None:
     """One slow node holds nobody up: each is asked, and asked again, on its own."""
     round_ = coordinator.open_round()
+    failed: set[str] = set()
     while round_ is not None:
         names = {id_: name for name, id_ in coordinator.waiting_for(round_).items()}
         instruction = coordinator.update_instruction(round_)
         for reply in _looked(grid, asks, names, UPDATE, instruction, ask_s, clock):
+            node = names.get(reply.metadata.src_node_id, "unknown")
             if update := _update(reply):
-                coordinator.receive_update(round_, names.get(reply.metadata.src_node_id, "unknown"), *update)
+                coordinator.receive_update(round_, node, *update)
+            elif reply.has_error() and node not in failed:
+                failed.add(node)  # it is asked again, and is not worth a line each time
+                coordinator.note_failure(round_, node, str(reply.error.reason))
         if coordinator.settle_round(round_) is not RoundState.OPEN:
             return
         pause()

@@ -34,6 +34,7 @@ GET /api/v1/status
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +45,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.access import Access
-from coordinator.api.problems import install
+from coordinator.api.problems import install, response
 from fleet.enrolment import decoded
 from fleet.errors import RefusedError
 from fleet.events import Record
@@ -52,6 +53,7 @@ from fleet.signing import Sealed
 
 MAX_JSON = 64 * 1024
 CHUNK = 256 * 1024
+NEXT_ROOT = re.compile(r"metadata/[0-9]{1,9}\.root\.json")
 
 
 class Status(Protocol):
@@ -113,6 +115,8 @@ def device_app(
         range_: Annotated[str, Header(alias="range", max_length=100)] = "",
         known: Annotated[str, Header(alias="if-none-match", max_length=1000)] = "",
     ) -> Response:
+        if NEXT_ROOT.fullmatch(path) and not (repository / path).exists():
+            return response("not-found", "there is no newer root")  # how TUF asks for one each time: no refusal
         return _file(repository, path, range_, known)
 
     return app

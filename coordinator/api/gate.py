@@ -84,12 +84,22 @@ class Gate:
             body = await self._body(scope, receive, most)
             size = len(body)
             self._held += size
-            await app(scope, _replay(body, receive), send)
+            await app(scope, _replay(body, receive), self._watched(send, scope) if app is self._fleet else send)
         except RefusedError as refused:
             self._note(refused, scope["path"])
             await refuse(send, refused)
         finally:
             self._held -= size
+
+    def _watched(self, send: Send, scope: Scope) -> Send:
+        """Flower records nobody whom it turns away."""
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 401:
+                self._note(RefusedError("unknown-node", "Flower knows no such key, or the clock is off"), scope["path"])
+            await send(message)
+
+        return watched
 
     def _note(self, refused: RefusedError, path: str) -> None:
         left, since = self._lines

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -28,7 +28,7 @@ from coordinator.api.listener import Listener
 from coordinator.flower_app import StockSuperLink
 from coordinator.founding import found
 from coordinator.round import Round, RoundState
-from coordinator.server_app import UPDATE, server_app
+from coordinator.server_app import UPDATE, Reports, server_app
 from coordinator.superlink import SuperLink
 from coordinator.tokens import Tokens
 from fleet import flwr_compat
@@ -43,7 +43,6 @@ from node.client_app import client_app
 from node.coordinator_client import CoordinatorClient, CoordinatorClock
 from node.enrolment import join
 from node.flower_app import FOLDER
-from node.identity import Identity
 from node.link import FlowerPost, Link
 from node.membership import Membership
 from node.store import open_store
@@ -83,7 +82,6 @@ class Node:
 
     name: str
     folder: Path
-    flower_key: bytes
     broken: bool = False
     parts: dict[str, Any] = field(default_factory=dict)
 
@@ -101,6 +99,18 @@ class Node:
         """All that the node's store holds."""
         with closing(open_store(self.folder / "node.db")) as store:
             return [line for line in store.iterdump() if "allowance" not in line]
+
+    def membership(self) -> Membership:
+        """The node's keys."""
+        with closing(open_store(self.folder / "node.db")) as store:
+            membership = Membership.load(store)
+        assert membership is not None
+        return membership
+
+    @property
+    def public_key(self) -> bytes:
+        """Its key for Flower, as PEM."""
+        return pem(self.membership().flower_key.public_key())
 
     def charges(self) -> list[tuple[str, int]]:
         """What the node's ledger holds."""
@@ -120,6 +130,13 @@ class Node:
         return row
 
 
+class Named(Protocol):
+    """A node of whatever kind."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class Broken:
     """A participant whose code fails."""
 
@@ -132,6 +149,9 @@ class Broken:
 class Network:
     """A coordinator with its device API, and a transport of Flower's messages that a subclass brings."""
 
+    task = TASK
+    settings = SETTINGS
+    reference = REFERENCE
     grid: Grid
     directory: Directory
     fleet_app: Any
@@ -145,8 +165,8 @@ class Network:
         record = EventLog(folder / "events.jsonl", now).record("coordinator")
         self.coordinator, repository = found(
             folder,
-            TASK,
-            SETTINGS,
+            self.task,
+            self.settings,
             register=lambda: toy.template,
             warm_start=toy.weights,
             clock=lambda: now() + self.lead,
@@ -156,7 +176,7 @@ class Network:
         self.open()
         listener = Listener("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.port}"
-        address = Address(self.url, "", repository.first_root_bytes(), TASK, REFERENCE, SETTINGS)
+        address = Address(self.url, "", repository.first_root_bytes(), self.task, self.reference, self.settings)
         tokens = Tokens(key_of("tokens"))
         self.access = Access(self.coordinator, self.directory, tokens, address, clock=now, record=record)
         status = {"round": None, "shelf": 1, "poll_s": 1}
@@ -194,10 +214,7 @@ class Network:
         if examples:
             agent.buffer.keep(self.toy.points(examples, seed=len(self.nodes)))
         agent.close()
-        with closing(open_store(folder / "node.db")) as store:
-            membership = Membership.load(store)
-        assert membership is not None
-        node = Node(name, folder, pem(membership.flower_key.public_key()))
+        node = Node(name, folder)
         self.nodes[name] = node
         self.connect(node)
         self.until(lambda: self.id_of(node) in set(self.grid.get_node_ids()))
@@ -214,8 +231,13 @@ class Network:
             assert time.monotonic() < end, "it did not happen in time"
             self.work()
 
-    def play(self, *expected: Node, meanwhile: Callable[[], None] = lambda: None) -> Round:
-        """A whole round, over once the expected nodes have answered; the round as it ended."""
+    def play(
+        self,
+        *expected: Named,
+        meanwhile: Callable[[], None] = lambda: None,
+        over: Callable[[], bool] = lambda: True,
+    ) -> Round:
+        """A whole round; its deadline comes once the expected nodes have answered and it may be over."""
         round_ = self.coordinator.open_round(asked=True)
         assert round_ is not None
         names, end = {node.name for node in expected}, time.monotonic() + PATIENCE_S
@@ -224,7 +246,7 @@ class Network:
             assert time.monotonic() < end, "the round is stuck"
             meanwhile()
             self.work()
-            if names <= self.coordinator.registry.rounds.answered(round_.number):
+            if names <= self.coordinator.registry.rounds.answered(round_.number) and over():
                 self.lead = max(self.lead, round_.deadline - now())
 
         self._window(pause)
@@ -247,7 +269,10 @@ class Network:
         return replies[0]
 
     def _window(self, pause: Callable[[], None]) -> None:
-        app = server_app(self.coordinator, pause=pause, timeout_s=PATIENCE_S, ask_s=PATIENCE_S, again_s=0.0)
+        reports = Reports(self.coordinator, ask_s=PATIENCE_S, again_s=1.0)
+        app = server_app(
+            self.coordinator, pause=pause, reports=reports, timeout_s=PATIENCE_S, ask_s=PATIENCE_S, again_s=0.2
+        )
         app(self.grid, flwr_compat.context(self.grid.run.run_id, flwr_compat.COORDINATOR_ID))
 
 
@@ -316,20 +341,17 @@ class Embedded(Network):
         node.parts["thread"].join()
 
     def _talk(self, node: Node, stop: threading.Event) -> None:
-        with closing(open_store(node.folder / "node.db")) as store:
-            identity, membership = Identity.load(store), Membership.load(store)
-        assert identity is not None
-        assert membership is not None
-        clock, transport = CoordinatorClock(now), Transport(membership.url)
+        membership, clock = node.membership(), CoordinatorClock(now)
+        transport = Transport(membership.url)
         with visit(node.folder, clock) as agent:
             link = Link(
                 FleetApi(FlowerPost(transport, membership.flower_key, clock)),
                 app_of(node, agent),
-                public_key=node.flower_key,
+                public_key=node.public_key,
                 clock=clock,
                 chance=random.random,
-                standing=CoordinatorClient(transport, clock, node=node.name, key=identity.key).standing,
-                node_id=identity.flower_id,
+                standing=CoordinatorClient(transport, clock, node=node.name, key=membership.key).standing,
+                node_id=agent.identity.flower_id,
                 record=EventLog(node.folder / "events.jsonl", clock).record(node.name),
             )
             while not stop.is_set():
@@ -351,7 +373,7 @@ class Stock(Network):
     def connect(self, node: Node) -> None:
         if "key" not in node.parts:
             node.parts["key"], _ = keys.write(node.folder)
-            self.superlink.register(node.flower_key)
+            self.superlink.register(node.public_key)
         node.parts["process"] = supernode(node.folder, node.parts["key"], self.superlink)
         self.stack.callback(self.disconnect, node)
 
