@@ -2,12 +2,13 @@
 
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,25 +106,51 @@ class SuperLink:
 
 
 @contextmanager
-def superlink(folder: Path, certificates: Certificates | None = None) -> Iterator[SuperLink]:
-    """Start ``flower-superlink`` on a free port of loopback, with node authentication if it has certificates."""
+def superlink(
+    folder: Path,
+    certificates: Certificates | None = None,
+    *,
+    isolation: str = "process",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[SuperLink]:
+    """Start ``flower-superlink`` on a free port of loopback, with node authentication if it has certificates.
+
+    Args:
+        isolation: Who runs its ServerApps: somebody else (``process``), or it (``subprocess``).
+        environment: Variables for it, and for what it runs.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from flwr.superlink.cli.flower_superlink import flower_superlink as f; f()"]
-    command += ["--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
+    command += [
+        "--disable-runtime-dependency-installation",
+        "--isolation",
+        isolation,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     if certificates:
         command += ["--ssl-ca-certfile", str(certificates.authority), "--ssl-certfile", str(certificates.certificate)]
         command += ["--ssl-keyfile", str(certificates.key), "--enable-supernode-auth"]
     else:
         command += ["--insecure"]
     with open(folder / "superlink.log", "wb") as log:
-        process = subprocess.Popen(command, env=quiet(folder), stdout=log, stderr=log)  # noqa: S603 - our own
+        process = subprocess.Popen(  # noqa: S603 - our own
+            command,
+            env={**quiet(folder), **(environment or {})},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         try:
             link = SuperLink(port, certificates, process)
             _await(link, folder / "superlink.log")
             yield link
         finally:
-            process.kill()  # asked politely it waits for every client that still keeps a connection
+            with suppress(ProcessLookupError):  # asked politely it waits for every client that still keeps a connection
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

@@ -156,7 +156,7 @@ class Network:
     directory: Directory
     fleet_app: Any
 
-    def __init__(self, folder: Path, toy: Toy, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, toy: Toy, stack: ExitStack, *, port: int = 0) -> None:
         self.folder = folder
         self.toy = toy
         self.stack = stack
@@ -174,7 +174,7 @@ class Network:
         )
         stack.callback(self.coordinator.registry.close)
         self.open()
-        listener = Listener("127.0.0.1", 0)
+        listener = Listener("127.0.0.1", port)
         self.url = f"http://127.0.0.1:{listener.port}"
         address = Address(self.url, "", repository.first_root_bytes(), self.task, self.reference, self.settings)
         tokens = Tokens(key_of("tokens"))

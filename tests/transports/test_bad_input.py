@@ -217,7 +217,7 @@ def named_like_a_path(field: Field) -> str:
 
 def stranger_at_flowers_door(field: Field) -> str:
     key = ec.generate_private_key(ec.SECP384R1())
-    headers = {"content-type": "application/x-protobuf", **flwr_compat.flower_headers(key, now())}
+    headers = {"content-type": "application/protobuf", **flwr_compat.flower_headers(key, now())}
     reply = ask(f"{field.network.url}/v1/fleet/pull-messages", method="POST", data=b"", headers=headers)
     assert reply.status == 401
     return "unknown-node"
