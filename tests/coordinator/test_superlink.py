@@ -225,3 +225,24 @@ def test_an_error_of_a_node_comes_through(link: SuperLink, grid: EmbeddedGrid) -
     node.send(Message(Error(2, "crashed"), reply_to=asked))
     [reply] = grid.pull_messages(ids)
     assert (reply.has_error(), reply.error.reason) == (True, "crashed")
+
+
+def test_a_reply_whose_parts_were_forgotten_is_an_error(link: SuperLink, grid: EmbeddedGrid) -> None:
+    node = Node(link)
+    ids = list(grid.push_messages([question(node)]))
+    reply = node.answer()
+    node.send(reply)
+    link._state.object_store.delete(reply.metadata.message_id)
+    [heard] = grid.pull_messages(ids)
+    assert heard.has_error()
+    assert "never came" in str(heard.error.reason)
+
+
+def test_a_run_that_ended_is_over_for_flower_too(link: SuperLink) -> None:
+    grid = link.grid(wait=lambda: None, max_bytes=MAX_BYTES)
+    node = Node(link)
+    grid.push_messages([question(node)])
+    grid.end()
+    [run] = link._state.get_run_info(run_ids=[grid.run.run_id])
+    assert (run.status.status, run.status.sub_status) == ("finished", "completed")
+    assert link._state.num_message_ins() == 0

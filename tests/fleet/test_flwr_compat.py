@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse
 from flwr.serverapp import ServerApp
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from httpx import Response
 
 from fleet import flwr_compat
 from fleet.errors import MissingExtraError
@@ -64,6 +68,29 @@ def test_a_numbered_message_keeps_its_number_and_a_reply_names_it() -> None:
     for reply in (Message(RecordDict(), reply_to=message), Message(Error(2, "crashed"), reply_to=message)):
         assert reply.metadata.reply_to_message_id == "message-7"
         assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (1007, flwr_compat.COORDINATOR_ID)
+
+
+def test_a_message_can_be_given_another_sender() -> None:
+    flwr_compat.identify(1)
+    message = question()
+    flwr_compat.ascribe(message, 1007)
+    assert message.metadata.src_node_id == 1007
+
+
+def test_flowers_client_hands_each_request_to_its_interceptors() -> None:
+    seen: list[tuple[ProtobufRequestContext, str, bytes]] = []
+
+    class Keeper:
+        def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> Response:
+            seen.append((context, context.request.url.path, context.request.content))
+            return Response(200, content=ActivateNodeResponse(node_id=7).SerializeToString(), request=context.request)
+
+    client = FleetHttpClient("http://coordinator", interceptors=[Keeper()], verify=False)
+    request = ActivateNodeRequest(public_key=b"pem")
+    assert client.ActivateNode(request).node_id == 7
+    [(context, path, body)] = seen
+    assert isinstance(context, ProtobufRequestContext)
+    assert (path, body) == ("/v1/fleet/activate-node", request.SerializeToString())
 
 
 def test_a_message_of_no_run_is_made_without_an_identity_and_keeps_its_content() -> None:

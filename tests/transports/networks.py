@@ -222,7 +222,7 @@ class Network:
 
     def id_of(self, node: Node) -> int:
         """Flower's id of a node, as the roster has it."""
-        return self.coordinator.registry.roster.active()[node.name]
+        return next(entry.flower_id for entry in self.coordinator.registry.roster.entries() if entry.name == node.name)
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait for something to become true, or fail."""

@@ -33,6 +33,7 @@ deadline = "4m"
 [release]
 every_rounds = 100
 """
+pytestmark = pytest.mark.filterwarnings("ignore")  # Flower's own warnings
 CLI = [sys.executable, "-c", "from flwr.cli.app import app; app()"]
 
 
@@ -55,7 +56,6 @@ def test_a_nodes_keys_are_what_a_stock_supernode_reads(tmp_path: Path, toy: Toy)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_two_stock_supernodes_and_a_stock_superlink_play_a_round(tmp_path: Path, toy: Toy) -> None:
     folder, port = tmp_path / "coordinator", free_port()
     nodes = enrolled(tmp_path, toy, port)
