@@ -195,6 +195,17 @@ def watch_children(own: list[str]) -> None:
     subprocess.Popen = Popen  # type: ignore[misc]
 
 
+def watch_change(own: list[str]) -> None:
+    """A program that becomes another one stays under this module."""
+    become = os.execv
+
+    def becoming(path: str, command: list[str]) -> None:
+        module = command.index("-m") + 1
+        become(path, [command[0], "-m", "benchmarks.die_at", *own, *command[module:]])
+
+    os.execv = becoming  # type: ignore[assignment]
+
+
 def main() -> None:
     """Patch, and become the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -206,7 +217,9 @@ def main() -> None:
     fate = Fate(given.log, given.at)
     watch_stores(fate)
     watch_files(fate)
-    watch_children(["--log", str(given.log), *(["--at", given.at] if given.at else [])])
+    own = ["--log", str(given.log), *(["--at", given.at] if given.at else [])]
+    watch_children(own)
+    watch_change(own)
     sys.argv = [given.module, *given.arguments]
     runpy.run_module(given.module, run_name="__main__")
 

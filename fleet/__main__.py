@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 
 NAME = "edgefleet"
 INTERRUPTED = 130
@@ -20,12 +21,21 @@ class Interrupt:
 
 
 def main() -> None:
-    """Run the command line; interrupted at any moment, it says so in one line and exits with 130."""
+    """Run the command line."""
+    end_with(_run)
+
+
+def _run(interrupted: Callable[[], bool]) -> int:
+    from fleet.cli import run
+
+    return run(interrupted)
+
+
+def end_with(run: Callable[[Callable[[], bool]], int]) -> None:
+    """Exit with what ``run`` returns; interrupted at any moment, say so in one line and exit with 130."""
     interrupt = Interrupt()
     code = INTERRUPTED
     try:
-        from fleet.cli import run
-
         code = run(lambda: interrupt.seen)
     except KeyboardInterrupt:
         interrupt.seen = True

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -63,6 +62,8 @@ class Pooled:
 
 
 def _quantile(alpha: float) -> float:
+    from statistics import NormalDist  # nodes need none of it, nor the decimals it brings
+
     return NormalDist().inv_cdf(1 - STRICTNESS * alpha)
 
 

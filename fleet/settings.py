@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -175,6 +174,8 @@ def load(path: Path | None, environment: Mapping[str, str] = os.environ) -> Sett
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

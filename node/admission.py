@@ -2,7 +2,6 @@
 
 import json
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +28,8 @@ def admit(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...
     Raises:
         TrustError: Says which; the release must not go on.
     """
+    import subprocess  # half a megabyte, for a moment once a release
+
     order = json.dumps({"artifact": str(artifact), "shape": shape})
     try:
         child = subprocess.run(  # noqa: S603 - our own module, by this interpreter

@@ -6,17 +6,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fleet.errors import BudgetError, DowngradeError, FleetError, TrustError
 from fleet.events import Record, ignore
 from fleet.messages import ReportInstruction, UpdateInstruction
-from fleet.privacy.noise import LatticeGaussian
 from fleet.release import Rollout
 from fleet.signing import Sealed
 from fleet.task import Task
@@ -30,6 +29,9 @@ from node.reporter import Reporter
 from node.serving import Serving
 from node.shadow import Shadow
 from node.slots import Slots
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 POLL_INTERVAL = timedelta(hours=1)
 RETRY_INTERVAL = timedelta(minutes=1)
@@ -80,9 +82,6 @@ class Agent(Learning):
         self._failures = 0
         self._next_poll = datetime.min.replace(tzinfo=UTC)
         self.shadow = Shadow(self._store, self.task.signature)
-        self._reporter = Reporter(
-            self._store, self.ledger, self.shadow, LatticeGaussian(), node=identity.name, key=identity.key
-        )
         self.stages = StageLog(self._store)
         self.serving = Serving(
             identity.name,
@@ -94,8 +93,16 @@ class Agent(Learning):
             record=self._record,
         )
 
+    @cached_property
+    def _reporter(self) -> Reporter:
+        """Made when the coordinator first asks: a node that only answers holds no key and draws no noise."""
+        from fleet.privacy.noise import LatticeGaussian
+
+        noise = LatticeGaussian()
+        return Reporter(self._store, self.ledger, self.shadow, noise, node=self.name, key=self.identity.key)
+
     @property
-    def public_key(self) -> Ed25519PublicKey:
+    def public_key(self) -> "Ed25519PublicKey":
         """The key that the node's updates and reports verify with."""
         return self.identity.key.public_key()
 

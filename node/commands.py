@@ -1,7 +1,7 @@
 """``edgefleet node``: makes this device a node of a fleet, runs it, and says how it is."""
 
 import json
-import signal
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleet.errors import MissingExtraError, TrustError, UsageError
+from fleet.errors import TrustError, UsageError
 from fleet.output import Format
 
 if TYPE_CHECKING:
@@ -57,21 +57,13 @@ def run(
     ] = None,
 ) -> None:
     """Answer, learn and keep releases up to date, until interrupted."""
-    try:
-        from node.resident import Resident, owned
-    except ImportError as error:
-        raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[node]'") from error
     if not (folder / "node.db").exists():
         raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
     daily_bytes = round(daily_megabytes * 1e6) if daily_megabytes else None
-    with owned(folder):
-        try:
-            resident = Resident(folder, listen=listen, online=not offline, daily_bytes=daily_bytes)
-        except ImportError as error:
-            raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[train]', or --offline") from error
-        signal.signal(signal.SIGTERM, lambda *_: resident.stop())
-        typer.echo(f"{resident.agent.name} answers at {resident.address}")
-        resident.run()
+    order = {"folder": str(folder), "listen": listen, "online": not offline, "daily_bytes": daily_bytes}
+    sys.stdout.flush()
+    # In its place, without what a command line needs: a node runs for months.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "node.running", json.dumps(order)])  # noqa: S606
 
 
 @COMMANDS.command()

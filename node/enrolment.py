@@ -84,8 +84,8 @@ def _enrolled(
     welcome = enrol(transport, clock, invitation, membership.key, membership.flower_key)
     return Identity(
         name=welcome.name,
-        key=membership.key,
-        coordinator=welcome.instruction_key,
+        secret=membership.key.private_bytes_raw(),
+        pinned=welcome.instruction_key.public_bytes_raw(),
         root=welcome.root,
         settings=welcome.settings,
         task=welcome.task,

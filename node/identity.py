@@ -3,8 +3,7 @@
 import json
 import sqlite3
 from dataclasses import dataclass
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import TYPE_CHECKING
 
 from fleet.errors import SettingsError, TamperedError, TaskError
 from fleet.settings import Settings
@@ -12,13 +11,19 @@ from fleet.signing import canonical
 from fleet.task import Task
 from node.store import transaction
 
+if TYPE_CHECKING:  # a node that only answers neither signs nor verifies, and has 7 MB less to hold
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+KEY_BYTES = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A node's name, its own key, and what it was born trusting.
 
     Attributes:
-        coordinator: The key that instructions must be signed with.
+        secret: The 32 bytes of the node's Ed25519 key.
+        pinned: The 32 bytes of the Ed25519 key that instructions must be signed with.
         root: The trusted root metadata of The Update Framework.
         settings: The node's own privacy settings: no coordinator can weaken them.
         task: What the task takes and gives, so that the node answers without the task's code.
@@ -26,8 +31,8 @@ class Identity:
     """
 
     name: str
-    key: Ed25519PrivateKey
-    coordinator: Ed25519PublicKey
+    secret: bytes
+    pinned: bytes
     root: bytes
     settings: Settings
     task: Task
@@ -35,6 +40,20 @@ class Identity:
 
     def __repr__(self) -> str:
         return f"Identity(name={self.name!r})"
+
+    @property
+    def key(self) -> "Ed25519PrivateKey":
+        """What the node signs with."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        return Ed25519PrivateKey.from_private_bytes(self.secret)
+
+    @property
+    def coordinator(self) -> "Ed25519PublicKey":
+        """What instructions are verified with."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        return Ed25519PublicKey.from_public_bytes(self.pinned)
 
     def save(self, store: sqlite3.Connection) -> None:
         """Pin this identity, once.
@@ -44,8 +63,8 @@ class Identity:
         """
         rows = {
             "name": self.name.encode(),
-            "key": self.key.private_bytes_raw(),
-            "coordinator": self.coordinator.public_bytes_raw(),
+            "key": self.secret,
+            "coordinator": self.pinned,
             "root": self.root,
             "settings": canonical(self.settings.to_json()),
             "task": canonical(self.task.spec()),
@@ -69,8 +88,8 @@ class Identity:
         try:
             return cls(
                 name=rows["name"].decode(),
-                key=Ed25519PrivateKey.from_private_bytes(rows["key"]),
-                coordinator=Ed25519PublicKey.from_public_bytes(rows["coordinator"]),
+                secret=_key(rows["key"]),
+                pinned=_key(rows["coordinator"]),
                 root=rows["root"],
                 settings=Settings.from_json(json.loads(rows["settings"])),
                 task=Task.of_spec(json.loads(rows["task"])),
@@ -78,3 +97,9 @@ class Identity:
             )
         except (KeyError, ValueError, SettingsError, TaskError) as error:
             raise TamperedError(f"identity: {error} is missing or wrong") from error
+
+
+def _key(stored: bytes) -> bytes:
+    if len(stored) != KEY_BYTES:
+        raise ValueError("a key")
+    return stored

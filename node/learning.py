@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from fleet.errors import TrustError
@@ -38,8 +39,16 @@ class Learning:
         self.floors = SqliteFloors(self._store)
         self.ledger = Ledger(self._store, budget)
         self.buffer = Buffer(self._store, task.signature, partition_size=privacy.partition_examples)
-        self.noise_multiplier = budget.noise_multiplier(privacy.planned_releases)
-        self.outbox = Outbox(self._store, self.ledger, node=identity.name, key=identity.key)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Updates on their way up; a node that only answers never looks, and holds no key."""
+        return Outbox(self._store, self.ledger, node=self.name, key=self.identity.key)
+
+    @cached_property
+    def noise_multiplier(self) -> float:
+        """Of every release in the plan that the node was enrolled with."""
+        return self.ledger.budget.noise_multiplier(self.identity.settings.privacy.planned_releases)
 
     @property
     def name(self) -> str:

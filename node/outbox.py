@@ -2,14 +2,16 @@
 
 import sqlite3
 from dataclasses import dataclass
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TYPE_CHECKING
 
 from fleet.messages import CODEC, Update, UpdateInstruction, encode, update_key
 from fleet.signing import Sealed, sha256
 from fleet.weights import Flat
 from node.ledger import Ledger
 from node.store import transaction
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Parcel:
 class Outbox:
     """Updates on their way up. A session is bound to one round for ever, so that it is counted at most once."""
 
-    def __init__(self, store: sqlite3.Connection, ledger: Ledger, *, node: str, key: Ed25519PrivateKey) -> None:
+    def __init__(self, store: sqlite3.Connection, ledger: Ledger, *, node: str, key: "Ed25519PrivateKey") -> None:
         self._store = store
         self._ledger = ledger
         self._node = node

@@ -1,8 +1,7 @@
 """What a node says about a release: two noisy counts over windows that are used in one report only."""
 
 import sqlite3
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TYPE_CHECKING
 
 from fleet.messages import Report, ReportInstruction, Watch
 from fleet.privacy.gaussian import Budget
@@ -11,6 +10,9 @@ from fleet.signing import Sealed
 from node.ledger import Ledger
 from node.shadow import Pair, Shadow
 from node.store import transaction
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 class Reporter:
@@ -27,7 +29,7 @@ class Reporter:
         noise: Noise,
         *,
         node: str,
-        key: Ed25519PrivateKey,
+        key: "Ed25519PrivateKey",
     ) -> None:
         self._store = store
         self._ledger = ledger

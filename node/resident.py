@@ -2,7 +2,6 @@
 
 import fcntl
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -11,25 +10,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fleet.enrolment import pem
 from fleet.errors import TrustError, UsageError
 from fleet.events import EventLog
 from fleet.messages import UpdateInstruction
 from node.agent import Agent
-from node.allowance import Allowance
-from node.children import Children
-from node.coordinator_client import CoordinatorClient, CoordinatorClock
 from node.desk import Desk
 from node.gauges import NodeGauges
 from node.http_server import HttpServer
 from node.identity import Identity
 from node.learning import Learning
 from node.local_api import LocalApi
-from node.membership import Membership
 from node.store import open_store
-from node.transport import Transport
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a node that only answers leaves all of this where it is: 20 MB
+    from node.children import Children
+    from node.coordinator_client import CoordinatorClock
     from node.link import Link
 
 BUSY_S = 0.5  # between two looks at what labels say of a release on trial
@@ -47,15 +42,15 @@ class Resident:
     """
 
     def __init__(self, folder: Path, *, listen: str, online: bool, daily_bytes: int | None) -> None:
-        store = open_store(folder / "node.db")  # the link's connection: no other thread uses it
-        identity, membership = Identity.load(store), Membership.load(store)
-        if identity is None or membership is None:
+        identity = _identity(folder)
+        if identity is None:
             raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
-        self._clock = CoordinatorClock(lambda: datetime.now(UTC))
-        self._record = EventLog(folder / "events.jsonl", self._clock).record(identity.name)
-        self._children = Children(lambda: self._clock.offset, daily_bytes=daily_bytes)
-        workshop = self._children if online else _Nothing()
-        self.agent = Agent(folder, identity.task, workshop=workshop, clock=self._clock, record=self._record)
+        hands = _hands(daily_bytes) if online else None
+        clock = hands[0] if hands else _now
+        self._children = hands[1] if hands else None
+        self._record = EventLog(folder / "events.jsonl", clock).record(identity.name)
+        workshop = self._children or _Nothing()
+        self.agent = Agent(folder, identity.task, workshop=workshop, clock=clock, record=self._record)
         self._desk = Desk(
             folder / "node.db",
             identity.task.signature,
@@ -63,12 +58,12 @@ class Resident:
             partition_size=identity.settings.privacy.partition_examples,
             record=self._record,
         )
-        gauges = NodeGauges(folder, self.agent.ledger.budget, self._clock)
+        gauges = NodeGauges(folder, self.agent.ledger.budget, clock)
         self._server = HttpServer(
             listen, LocalApi(self._desk, identity.task.name, gauges=gauges.read, record=self._record)
         )
         self._stop, self._wake, self._wished = threading.Event(), threading.Event(), threading.Event()
-        self._link = self._linked(store, identity, membership, daily_bytes) if online else None
+        self._link = self._linked(hands[0], daily_bytes) if hands else None
 
     @property
     def address(self) -> str:
@@ -79,7 +74,8 @@ class Resident:
         """Serve until ``stop``; the caller's thread minds the releases."""
         self._server.start()
         self._record("started", address=self.address)
-        threads = [threading.Thread(target=self._talk, name="link"), threading.Thread(target=self._learn, name="learn")]
+        work = {"link": self._talk, "learn": self._learn} if self._link else {}
+        threads = [threading.Thread(target=target, name=name) for name, target in work.items()]
         for thread in threads:
             thread.start()
         try:
@@ -101,7 +97,8 @@ class Resident:
         self._stop.set()
         self._wake.set()
         self._wished.set()
-        self._children.stop()
+        if self._children:
+            self._children.stop()
 
     def _learn(self) -> None:
         """Rounds are learned for beside everything else: a session takes seconds, on small devices minutes."""
@@ -124,27 +121,55 @@ class Resident:
             self._stop.wait(max(0.0, due - time.monotonic()))
         self._link.close()
 
-    def _linked(
-        self, store: sqlite3.Connection, identity: Identity, membership: Membership, daily_bytes: int | None
-    ) -> "Link":
+    def _linked(self, clock: "CoordinatorClock", daily_bytes: int | None) -> "Link":
+        from fleet.enrolment import pem
         from fleet.flwr_compat import FleetApi, quieten
+        from node.allowance import Allowance
         from node.client_app import client_app
+        from node.coordinator_client import CoordinatorClient
         from node.link import FlowerPost, Link
+        from node.membership import Membership
+        from node.transport import Transport
 
         quieten()
-        allowance = Allowance(store, daily_bytes, self._clock)
+        store = open_store(self.agent.folder / "node.db")  # no other thread uses this connection
+        identity, membership = self.agent.identity, Membership.load(store)
+        if membership is None:
+            raise TrustError(f"{self.agent.name} knows no coordinator: run it with --offline")
+        allowance = Allowance(store, daily_bytes, clock)
         transport = Transport(membership.url, authority=membership.authority or None, spend=allowance.spend)
-        client = CoordinatorClient(transport, self._clock, node=identity.name, key=identity.key)
+        client = CoordinatorClient(transport, clock, node=identity.name, key=identity.key)
         return Link(
-            FleetApi(FlowerPost(transport, membership.flower_key, self._clock)),
+            FleetApi(FlowerPost(transport, membership.flower_key, clock)),
             client_app(self.agent),
             public_key=pem(membership.flower_key.public_key()),
-            clock=self._clock,
+            clock=clock,
             standing=client.standing,
             chance=random.random,
             node_id=identity.flower_id or None,
             record=self._record,
         )
+
+
+def _identity(folder: Path) -> Identity | None:
+    store = open_store(folder / "node.db")
+    try:
+        return Identity.load(store)
+    finally:
+        store.close()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _hands(daily_bytes: int | None) -> "tuple[CoordinatorClock, Children]":
+    """The coordinator's time, and the children that work by it."""
+    from node.children import Children
+    from node.coordinator_client import CoordinatorClock
+
+    clock = CoordinatorClock(_now)
+    return clock, Children(lambda: clock.offset, daily_bytes=daily_bytes)
 
 
 class _Nothing:

@@ -1,7 +1,6 @@
 """Artifacts on disk by their digest, and the one pointer that says which of them answers."""
 
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,10 +88,12 @@ class Slots:
 
     def clear(self, keep: Iterable[int]) -> None:
         """Remove the artifacts of releases that nothing can return to."""
+        from shutil import rmtree  # with all that it can unpack, it is half a megabyte
+
         kept = {f"{number:08d}" for number in keep}
         for folder in self._folder.glob("[0-9]*"):
             if folder.name not in kept:
-                shutil.rmtree(folder)
+                rmtree(folder)
 
     def _slot(self, number: int) -> Path:
         return self._folder / f"{number:08d}"

@@ -195,8 +195,8 @@ class World:
             folder,
             lambda: Identity(
                 name=name,
-                key=Ed25519PrivateKey.generate(),
-                coordinator=self.coordinator.instruction_key,
+                secret=Ed25519PrivateKey.generate().private_bytes_raw(),
+                pinned=self.coordinator.instruction_key.public_bytes_raw(),
                 root=self.repository.root_bytes(),
                 settings=self._script.pinned(name, self.settings),
                 task=self.task,

@@ -147,6 +147,13 @@ def test_files_that_must_survive_a_power_cut_are_written_in_one_place() -> None:
             "import node.desk, node.local_api, node.http_server",
             {"torch", "flwr", "onnx", "cryptography", "email", "tuf"},
         ),
+        (
+            "import node.running, node.resident",  # a node that only answers
+            {
+                *("torch", "flwr", "onnx", "sqlalchemy", "opacus", "tuf", "cryptography", "urllib3", "typer", "click"),
+                *("rich", "importlib.metadata", "email", "ssl", "subprocess", "shutil", "decimal", "tomllib"),
+            },
+        ),
         ("import simulations.simulate_command", {"torch", "flwr", "onnxruntime", "onnx", "sqlalchemy", "opacus"}),
     ],
 )

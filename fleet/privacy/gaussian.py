@@ -8,7 +8,6 @@ of 1e-12, a charge rounded up and the budget rounded down, so that the recorded 
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 from fleet.errors import BudgetError
 
@@ -70,6 +69,8 @@ class Budget:
         """The μ² that may be spent, rounded down; of ε infinite, so much that nothing reaches it."""
         if not self.private:
             return _HIGHEST_MU2
+        from fractions import Fraction
+
         mu = Fraction(mu_of(self.epsilon, self.delta)) / self.group
         return min(math.floor(MU2_UNIT * mu**2), _HIGHEST_MU2)
 
@@ -100,6 +101,8 @@ def charge_of(noise_multiplier: float) -> int:
     """The μ² units of one release, rounded up; one unit where nothing is promised, so that it is on record."""
     if noise_multiplier == 0:
         return 1
+    from fractions import Fraction
+
     return math.ceil(MU2_UNIT / Fraction(noise_multiplier) ** 2)  # exact: a quotient of floats may round down
 
 

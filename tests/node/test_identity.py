@@ -33,7 +33,7 @@ TASK = Task.of_spec(SPEC)
 
 
 def identity(key: Ed25519PrivateKey, settings: Settings | None = None) -> Identity:
-    return Identity("n1", key, COORDINATOR, b"root metadata", settings or Settings(), TASK)
+    return Identity("n1", key.private_bytes_raw(), COORDINATOR.public_bytes_raw(), b"root metadata", settings or Settings(), TASK)
 
 
 def raw(identity: Identity) -> tuple[object, ...]:
@@ -68,7 +68,7 @@ def test_a_node_that_was_never_provisioned_has_no_identity(store: sqlite3.Connec
 def test_an_identity_is_pinned_once(store: sqlite3.Connection, key: Ed25519PrivateKey) -> None:
     identity(key).save(store)
     with pytest.raises(TamperedError, match="has an identity already"):
-        Identity("thief", Ed25519PrivateKey.generate(), COORDINATOR, b"other", Settings(), TASK).save(store)
+        Identity("thief", bytes(32), bytes(32), b"other", Settings(), TASK).save(store)
     loaded = Identity.load(store)
     assert loaded is not None
     assert raw(loaded) == raw(identity(key))
