@@ -82,7 +82,14 @@ class World:
         self.publisher.rollout(Rollout(number, "salt", threshold, serving=1))
 
     def identity(self) -> Identity:
-        return Identity("n1", self.key.private_bytes_raw(), COORDINATOR.public_key().public_bytes_raw(), self.repository.root_bytes(), SETTINGS, self.toy.task)
+        return Identity(
+            "n1",
+            self.key.private_bytes_raw(),
+            COORDINATOR.public_key().public_bytes_raw(),
+            self.repository.root_bytes(),
+            SETTINGS,
+            self.toy.task,
+        )
 
     def provision(self) -> Agent:
         self.agent = self._opened(partial(provision, self.folder / "node", self.identity))

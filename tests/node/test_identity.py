@@ -33,7 +33,9 @@ TASK = Task.of_spec(SPEC)
 
 
 def identity(key: Ed25519PrivateKey, settings: Settings | None = None) -> Identity:
-    return Identity("n1", key.private_bytes_raw(), COORDINATOR.public_bytes_raw(), b"root metadata", settings or Settings(), TASK)
+    return Identity(
+        "n1", key.private_bytes_raw(), COORDINATOR.public_bytes_raw(), b"root metadata", settings or Settings(), TASK
+    )
 
 
 def raw(identity: Identity) -> tuple[object, ...]:
