@@ -19,10 +19,11 @@ class Echo:
     def __init__(self, name: str) -> None:
         self.name = name
         self.bodies: list[bytes] = []
+        self.status = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.bodies.append((await receive())["body"])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": self.name.encode()})
 
 
@@ -37,7 +38,12 @@ class Time:
 class Door:
     def __init__(self, **limits: Any) -> None:
         self.fleet, self.device, self.time = Echo("fleet"), Echo("device"), Time()
-        self.gate = Gate(self.fleet, self.device, Limits(**limits), self.time)
+        self.recorded: list[tuple[str, str]] = []
+        self.gate = Gate(self.fleet, self.device, Limits(**limits), self.time, self._record)
+
+    def _record(self, event: str, **fields: Any) -> None:
+        assert event == "request-refused"
+        self.recorded.append((fields["code"], fields["path"]))
 
     def ask(self, path: str, *chunks: bytes, headers: dict[str, str] | None = None, address: str = "10.0.0.1") -> Reply:
         return asyncio.run(self.asking(path, *chunks, headers=headers, address=address))
@@ -220,3 +226,23 @@ def test_no_websocket_is_let_in() -> None:
 
     asyncio.run(door.gate({"type": "websocket", "path": "/v1/fleet/x"}, receive, send))
     assert sent == [{"type": "websocket.close", "code": 1000}]
+
+
+def test_what_is_refused_is_recorded_once_and_a_flood_fills_no_disk() -> None:
+    door = Door(lines=3, burst=1000)
+    for number in range(10):
+        door.ask(f"/wp-admin/{number}")
+    assert door.recorded == [("not-found", "/wp-admin/0"), ("not-found", "/wp-admin/1"), ("not-found", "/wp-admin/2")]
+    door.time.now += 2
+    for _ in range(10):
+        door.ask("/later")
+    assert door.recorded[3:] == [("not-found", "/later")] * 2
+
+
+def test_whom_flower_turns_away_is_recorded_too() -> None:
+    door = Door()
+    door.fleet.status = 401
+    door.ask("/v1/fleet/pull-messages")
+    door.fleet.status = 200
+    door.ask("/v1/fleet/pull-messages")
+    assert door.recorded == [("unknown-node", "/v1/fleet/pull-messages")]

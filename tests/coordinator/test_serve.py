@@ -190,6 +190,12 @@ def test_the_repository_is_served_whole_in_parts_and_not_at_all(wearer: Wearer, 
     assert get(wearer, f"repository/targets/bases/00000000/{target.name}").body == target.read_bytes()
 
 
+def test_asking_for_a_newer_root_as_tuf_does_each_time_is_no_refusal(wearer: Wearer, folder: Path) -> None:
+    before = (folder / "events.jsonl").read_text()
+    assert get(wearer, "repository/metadata/2.root.json").code == "not-found"
+    assert (folder / "events.jsonl").read_text() == before
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -26,6 +26,7 @@ KEYED = f"{LINK}::test_a_key_has_one_id_for_ever_and_none_once_it_is_gone"
 ANSWERED = f"{LINK}::test_a_question_is_answered_once_and_nothing_is_left_behind"
 GIVEN_UP = f"{LINK}::test_a_run_that_flower_gave_up_is_followed_by_another"
 DIED = f"{LINK}::test_a_run_of_a_process_that_died_is_ended_by_the_next"
+CARRIED = f"{COMPAT}::test_flowers_client_hands_each_request_to_its_interceptors"
 IDENTIFIED = f"{COMPAT}::test_an_identified_process_asks_as_the_coordinator_and_for_its_run"
 
 CONTRACTS = {
@@ -61,10 +62,8 @@ CONTRACTS = {
     "flwr.supercore.object_store.NoObjectInStoreError": f"{LINK}::test_a_reply_whose_parts_were_forgotten_is_an_error",
     "flwr.supercore.primitives.asymmetric.public_key_to_bytes": SIGNED,
     "flwr.supercore.primitives.asymmetric.sign_message": SIGNED,
-    "flwr.supercore.protobuf.client.ProtobufCall": f"{COMPAT}::test_flowers_client_hands_each_request_to_its_interceptors",
-    "flwr.supercore.protobuf.client.ProtobufRequestContext": (
-        f"{COMPAT}::test_flowers_client_hands_each_request_to_its_interceptors"
-    ),
+    "flwr.supercore.protobuf.client.ProtobufCall": CARRIED,
+    "flwr.supercore.protobuf.client.ProtobufRequestContext": CARRIED,
     "flwr.supercore.run.Run": f"{COMPAT}::test_an_empty_run_has_its_number_and_no_code",
     "flwr.supercore.task_identity.TaskIdentity": IDENTIFIED,
     "flwr.superlink.auth_plugin.NoOpControlAuthnPlugin": KEYED,

@@ -165,3 +165,7 @@ def test_changing_settings_checks_them_again() -> None:
     with pytest.raises(SettingsError, match="201 rounds"):
         Settings().changed(round={"rounds": 201})
     assert Settings().changed(privacy={"delta": 1e-6}).privacy == PrivacySettings(delta=1e-6)
+
+
+def test_the_variables_that_name_folders_for_a_stock_flower_are_no_settings() -> None:
+    assert load(None, {"EDGEFLEET_COORDINATOR": "/x", "EDGEFLEET_NODE": "/y"}) == Settings()
