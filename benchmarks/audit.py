@@ -1,4 +1,4 @@
-"""What a fleet's folder must say of itself at any moment, and after its last round: looked up in the files themselves."""
+"""What a fleet's folder must say of itself at any moment, and after its last round: looked up in its files."""
 
 import sqlite3
 from collections.abc import Mapping

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any, Self
@@ -112,69 +112,71 @@ def watch_files(fate: Fate) -> None:
     durable.write, os.replace, os.unlink = writing, replacing, unlinking  # type: ignore[assignment]
 
 
+class Cursor(sqlite3.Cursor):
+    """Of ``Connection``."""
+
+    connection: "Connection"
+
+    def execute(self, sql: str, *values: Any) -> Self:
+        """Past the fate of the step that it is, if it is one."""
+        with self.connection.fate_of(sql):
+            return super().execute(sql, *values)
+
+    def executemany(self, sql: str, *values: Any) -> Self:
+        """The same."""
+        with self.connection.fate_of(sql):
+            return super().executemany(sql, *values)
+
+
+class Connection(sqlite3.Connection):
+    """Knows which of its statements are durable when they return, and what the transaction wrote."""
+
+    fate: Fate
+    _written: frozenset[str] = frozenset()
+
+    def cursor(self, factory: Any = Cursor) -> Any:
+        """One of ours."""
+        return super().cursor(factory)
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        """By one of our cursors."""
+        return self.cursor().execute(sql, *values)
+
+    def executemany(self, sql: str, *values: Any) -> Any:
+        """By one of our cursors."""
+        return self.cursor().executemany(sql, *values)
+
+    def commit(self) -> None:
+        """A step, if anything was written."""
+        with self._end() if self.in_transaction else nullcontext():
+            super().commit()
+
+    def rollback(self) -> None:
+        """Nothing was written."""
+        self._written = frozenset()
+        super().rollback()
+
+    def fate_of(self, sql: str) -> AbstractContextManager[None]:
+        """What the statement must pass: nothing, if what was durable before it is so after it, and no more."""
+        word = sql.split(None, 1)[0].lower().rstrip(";") if sql.strip() else ""
+        if word in {"begin", "rollback"}:
+            self._written = frozenset()
+        elif word in {"commit", "end"}:
+            return self._end()
+        elif found := _WRITES.match(sql):
+            self._written |= {found[1]}
+            if self.isolation_level is None and not self.in_transaction:
+                return self._end()
+        return nullcontext()
+
+    def _end(self) -> AbstractContextManager[None]:
+        tables, self._written = "+".join(sorted(self._written)), frozenset()
+        return self.fate.passing(f"{taker()}: commit {tables}") if tables else nullcontext()
+
+
 def watch_stores(fate: Fate) -> None:
     """Let every transaction of SQLite that wrote something end only past ``fate``."""
-
-    class Cursor(sqlite3.Cursor):
-        connection: "Connection"
-
-        def execute(self, sql: str, *rest: Any) -> Self:
-            step = self.connection.step(sql)
-            if step is None:
-                return super().execute(sql, *rest)
-            with fate.passing(step):
-                return super().execute(sql, *rest)
-
-        def executemany(self, sql: str, *rest: Any) -> Self:
-            step = self.connection.step(sql)
-            if step is None:
-                return super().executemany(sql, *rest)
-            with fate.passing(step):
-                return super().executemany(sql, *rest)
-
-    class Connection(sqlite3.Connection):
-        def __init__(self, *arguments: Any, **more: Any) -> None:
-            super().__init__(*arguments, **more)
-            self._written: set[str] = set()
-
-        def cursor(self, factory: Any = Cursor) -> Any:
-            return super().cursor(factory)
-
-        def execute(self, sql: str, *rest: Any) -> Any:
-            return self.cursor().execute(sql, *rest)
-
-        def executemany(self, sql: str, *rest: Any) -> Any:
-            return self.cursor().executemany(sql, *rest)
-
-        def commit(self) -> None:
-            if not (self.in_transaction and self._written):
-                super().commit()
-                return
-            with fate.passing(self._ended()):
-                super().commit()
-
-        def rollback(self) -> None:
-            self._written.clear()
-            super().rollback()
-
-        def step(self, sql: str) -> str | None:
-            """The step that this statement is; None if nothing is durable after it that was not before."""
-            word = sql.split(None, 1)[0].lower().rstrip(";") if sql.strip() else ""
-            if word in {"begin", "rollback"}:
-                self._written.clear()
-            elif word in {"commit", "end"} and self._written:
-                return self._ended()
-            elif found := _WRITES.match(sql):
-                self._written.add(found[1])
-                if self.isolation_level is None and not self.in_transaction:
-                    return self._ended()
-            return None
-
-        def _ended(self) -> str:
-            tables, self._written = "+".join(sorted(self._written)), set()
-            return f"{taker()}: commit {tables}"
-
-    connect = sqlite3.connect
+    Connection.fate, connect = fate, sqlite3.connect
 
     @wraps(connect)
     def connecting(*arguments: Any, **more: Any) -> sqlite3.Connection:

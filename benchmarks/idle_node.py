@@ -6,17 +6,25 @@ a stock SuperLink at the other end. Memory is read after a minute, or at the end
 node counts. MB are of 2^20 bytes, as the kernel counts.
 """
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.toy_fleet import SETTINGS, ToyFleet
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -56,12 +64,9 @@ class Figures:
 def family(pid: int) -> list[int]:
     """A process and all that it started."""
     children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it ended
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    for folder in Path("/proc").glob("[0-9]*"):
+        if fields := _read(int(folder.name), "stat").rpartition(")")[2].split():
+            children.setdefault(int(fields[1]), []).append(int(folder.name))
     found = [pid]
     for one in found:
         found += children.get(one, [])
@@ -72,7 +77,7 @@ def memory(pids: list[int]) -> tuple[float, float]:
     """RSS and PSS of processes, MB."""
     totals = {"Rss": 0.0, "Pss": 0.0}
     for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        for line in _read(pid, "smaps_rollup").splitlines()[1:]:
             name, amount = line.split()[:2]
             if name.rstrip(":") in totals:
                 totals[name.rstrip(":")] += int(amount) * 1024 / MB
@@ -83,32 +88,107 @@ def spent_s(pids: list[int]) -> float:
     """CPU seconds of processes and of their children that ended."""
     ticks = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += sum(map(int, fields[11:15]))
+        ticks += sum(map(int, _read(pid, "stat").rpartition(")")[2].split()[11:15]))
     return ticks * TICK_S
+
+
+def _read(pid: int, what: str) -> str:
+    """Empty for a process that ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/{what}").read_text()
+    except OSError:
+        return ""
 
 
 @contextmanager
 def stock(folder: Path) -> Iterator[int]:
     """An idle SuperNode of Flower's, as it comes."""
     from benchmarks.superlink import superlink
-    from fleet.enrolment import pem
 
-    key = ec.generate_private_key(ec.SECP384R1())
     folder.mkdir()
-    folder.joinpath("key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    folder.joinpath("key.pem").chmod(0o600)
-    folder.joinpath("key.pub").write_bytes(pem(key.public_key()))
     with superlink(folder) as link:
         command = [sys.executable, "-c", "from flwr.supernode.cli.flower_supernode import flower_supernode as f; f()"]
         command += ["--insecure", "--superlink", link.address, "--port", "0"]
+        environment = {**os.environ, "FLWR_HOME": str(folder)}
         with open(folder / "supernode.log", "wb") as log:
-            node = subprocess.Popen(  # noqa: S603 - Flower's own program
-                command, env={**os.environ, "FLWR_HOME": str(folder)}, stdout=log, stderr=log
-            )
+            node = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 - Flower's own
         try:
             yield node.pid
         finally:
             for pid in reversed(family(node.pid)):
-                subprocess.run(["kill", "-9", str(pid)], check=False)  # noqa: S603, S607
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             node.wait()
+
+
+@contextmanager
+def ours(folder: Path) -> Iterator[dict[str, int]]:
+    """An idle node and one that only answers, of a coordinator whose next round is far away; their process ids."""
+    settings = SETTINGS.replace('every = "1s"', 'every = "1h"').replace("min_updates = 3", "min_updates = 5")
+    fleet = ToyFleet(folder, nodes=2, settings=settings)
+    online, offline = fleet.nodes.values()
+    try:
+        fleet.found()
+        online.start()
+        offline.start(more=("--offline",))
+        for node in (online, offline):
+            node.ready()
+        yield {"idle node": online.pid, "inference-only node": offline.pid}
+    finally:
+        fleet.stop()
+
+
+def measure(minutes: float) -> list[Figures]:
+    """All of them in the same minutes."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ours(Path(name) / "ours") as nodes,
+        stock(Path(name) / "stock") as other,
+    ):
+        roots = {**nodes, "idle flower-supernode": other}
+        begun, before = time.monotonic(), {node: spent_s(family(pid)) for node, pid in roots.items()}
+        say(f"all started; memory is read in {min(SETTLED_S, minutes * 60):.0f} s, CPU in {minutes:g} min")
+        time.sleep(min(SETTLED_S, minutes * 60))
+        taken = {node: (len(family(pid)), *memory(family(pid))) for node, pid in roots.items()}
+        say(", ".join(f"{node} {rss:.0f} MB" for node, (_, rss, _) in taken.items()))
+        while (left := begun + minutes * 60 - time.monotonic()) > 0:
+            time.sleep(min(left, 60.0))
+            say(f"{(time.monotonic() - begun) / 60:.1f} min")
+        return [
+            Figures(
+                node,
+                processes,
+                round(rss, 1),
+                round(pss, 1),
+                round(spent_s(family(roots[node])) - before[node], 2),
+                round((time.monotonic() - begun) / 60, 2),
+                BARS.get(node),
+            )
+            for node, (processes, rss, pss) in taken.items()
+        ]
+
+
+def say(what: str) -> None:
+    """Progress, beside the figures."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="For how long they stand idle.", min=0.05)] = 5.0,
+    format_: Annotated[Format, typer.Option("--format")] = Format.TEXT,
+) -> None:
+    """Measure; ends with 1 if a bar was passed."""
+    rows = measure(minutes)
+    if format_ is Format.JSON:
+        print(json.dumps({"nodes": [asdict(row) for row in rows], "load": os.getloadavg()[0]}))
+    else:
+        table = Table("node", "processes", "RSS MB", "PSS MB", f"CPU s in {minutes:g} min", "bar, RSS MB")
+        for row in rows:
+            figures = (row.processes, row.rss_mb, row.pss_mb, row.cpu_s, row.bar_mb or "")
+            table.add_row(row.node, *map(str, figures))
+        Console().print(table)
+    raise typer.Exit(any(row.bar_mb and row.rss_mb > row.bar_mb for row in rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)

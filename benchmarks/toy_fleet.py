@@ -61,13 +61,13 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
         self.starts = 0
 
-    def start(self, *fate: str) -> None:
-        """Start it; with arguments of ``benchmarks.die_at``, under that."""
+    def start(self, *fate: str, more: tuple[str, ...] = ()) -> None:
+        """Start it; with arguments of ``benchmarks.die_at``, under that. ``more`` are arguments of its own."""
         runner = ["-m", "benchmarks.die_at", *fate, "fleet"] if fate else ["-m", "fleet"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, *runner, *self._command],
+                [sys.executable, *runner, *self._command, *more],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -93,6 +93,12 @@ class Program:
                 return True
             time.sleep(0.05)
         return False
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        assert self._process  # noqa: S101 - it was started
+        return self._process.pid
 
     @property
     def runs(self) -> bool:
@@ -163,12 +169,12 @@ class Device:
 class ToyFleet:
     """A coordinator and nodes over one folder: ``coordinator/`` and ``nodes/NAME/`` in it."""
 
-    def __init__(self, folder: Path, nodes: int) -> None:
+    def __init__(self, folder: Path, nodes: int, settings: str = SETTINGS) -> None:
         self.folder = folder
         self.names = [f"node-{i}" for i in range(1, nodes + 1)]
         self.home = folder / "coordinator"
         self.home.mkdir(parents=True)
-        self.home.joinpath("fleet.toml").write_text(SETTINGS)
+        self.home.joinpath("fleet.toml").write_text(settings)
         command = ("coordinator", "serve", str(self.home), "--port", str(_free_port()))
         self.coordinator = Program(folder / "coordinator.log", *command, is_up=lambda: self.admin() is not None)
         self.nodes = {name: self._node(name) for name in self.names}
