@@ -36,7 +36,7 @@ CONTRACTS = {
     "flwr.common.constant.NOOP_ACCOUNT_NAME": KEYED,
     "flwr.common.constant.NOOP_FLWR_AID": KEYED,
     "flwr.common.constant.Status": DIED,
-    "flwr.common.constant.SubStatus": DIED,
+    "flwr.common.constant.SubStatus": f"{LINK}::test_a_run_that_ended_is_over_for_flower_too",
     "flwr.common.constant.TIMESTAMP_HEADER": SIGNED,
     "flwr.common.serde.message_to_proto": CLAIMED,
     "flwr.proto.fleet_pb2.ActivateNodeRequest": CLAIMED,
