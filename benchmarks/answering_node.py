@@ -20,7 +20,7 @@ def serve(folder: Path) -> None:
 
     predictor = Predictor(1, (folder / "artifact.onnx").read_bytes(), SIGNATURE)
     desk = Desk(folder / "node.db", SIGNATURE, SimpleNamespace(active=predictor, rival=None), partition_size=1000)
-    api = LocalApi(desk, "task")
+    api = LocalApi(desk, "task", version="0")
     servers = [HttpServer(where, api) for where in (str(folder / "api.sock"), "http://127.0.0.1:0")]
     for server in servers:
         server.start()

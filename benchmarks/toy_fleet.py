@@ -65,6 +65,7 @@ class Program:
         """Start it; with arguments of ``benchmarks.die_at``, under that. ``more`` are arguments of its own."""
         runner = ["-m", "benchmarks.die_at", *fate, "fleet"] if fate else ["-m", "fleet"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled already
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, *runner, *self._command, *more],

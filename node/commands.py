@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,13 @@ def run(
     if not (folder / "node.db").exists():
         raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
     daily_bytes = round(daily_megabytes * 1e6) if daily_megabytes else None
-    order = {"folder": str(folder), "listen": listen, "online": not offline, "daily_bytes": daily_bytes}
+    order = {
+        "folder": str(folder),
+        "listen": listen,
+        "online": not offline,
+        "daily_bytes": daily_bytes,
+        "version": version("edgefleet"),
+    }
     sys.stdout.flush()
     # In its place, without what a command line needs: a node runs for months.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "node.running", json.dumps(order)])  # noqa: S606

@@ -39,9 +39,10 @@ class Resident:
         listen: Where the local API is, as in ``node.address.parse``.
         online: Whether there is a coordinator to talk to.
         daily_bytes: What a metered link may carry a day; None for any number.
+        version: Of this distribution, for whoever asks.
     """
 
-    def __init__(self, folder: Path, *, listen: str, online: bool, daily_bytes: int | None) -> None:
+    def __init__(self, folder: Path, *, listen: str, online: bool, daily_bytes: int | None, version: str) -> None:
         identity = _identity(folder)
         if identity is None:
             raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
@@ -60,7 +61,7 @@ class Resident:
         )
         gauges = NodeGauges(folder, self.agent.ledger.budget, clock)
         self._server = HttpServer(
-            listen, LocalApi(self._desk, identity.task.name, gauges=gauges.read, record=self._record)
+            listen, LocalApi(self._desk, identity.task.name, version=version, gauges=gauges.read, record=self._record)
         )
         self._stop, self._wake, self._wished = threading.Event(), threading.Event(), threading.Event()
         self._link = self._linked(hands[0], daily_bytes) if hands else None

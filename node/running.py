@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from fleet.__main__ import NAME, end_with
 from fleet.errors import FleetError, MissingExtraError
+from node.no_grpc import leave_grpc_out
 
 
 def main() -> None:
@@ -18,10 +20,12 @@ def main() -> None:
 
 def _run(interrupted: Callable[[], bool]) -> int:
     order = json.loads(sys.argv[1])
-    if not order["online"]:
+    if order["online"]:
+        leave_grpc_out()
+    else:
         _spare_openssl()
     try:
-        _serve(Path(order["folder"]), order["listen"], online=order["online"], daily_bytes=order["daily_bytes"])
+        _serve(Path(order.pop("folder")), **order)
     except FleetError as error:
         if interrupted():
             raise KeyboardInterrupt from error
@@ -30,7 +34,7 @@ def _run(interrupted: Callable[[], bool]) -> int:
     return 0
 
 
-def _serve(folder: Path, listen: str, *, online: bool, daily_bytes: int | None) -> None:
+def _serve(folder: Path, *, online: bool, **order: Any) -> None:
     extra = "'edgefleet[train]', or --offline" if online else "'edgefleet[node]'"
     try:
         from node.resident import Resident, owned
@@ -38,7 +42,7 @@ def _serve(folder: Path, listen: str, *, online: bool, daily_bytes: int | None) 
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[node]'") from error
     with owned(folder):
         try:
-            resident = Resident(folder, listen=listen, online=online, daily_bytes=daily_bytes)
+            resident = Resident(folder, online=online, **order)
         except ImportError as error:
             raise MissingExtraError(f"{error.name} is missing: pip install {extra}") from error
         signal.signal(signal.SIGTERM, lambda *_: resident.stop())

@@ -54,7 +54,11 @@ class Served:
         self.desk = Desk(self.folder / "node.db", self.toy.signature, self.models, partition_size=100)
         gauges = NodeGauges(self.folder, Budget(8.0, 1e-5), lambda: datetime.now(UTC))
         self.api = LocalApi(
-            self.desk, "toy", gauges=gauges.read, record=lambda event, **fields: self.events.append(event)
+            self.desk,
+            "toy",
+            version="1.2.3",
+            gauges=gauges.read,
+            record=lambda event, **fields: self.events.append(event),
         )
         self.server = HttpServer(self.where, self.api)
         self.server.start()
