@@ -149,15 +149,13 @@ class PoisonedCohort(Story):
         self._poison = Poison(NOBODY, ())
 
     def settings(self, settings: Settings) -> Settings:
-        """Few rounds whose longer steps go as far as the usual ones, and one release at their end.
+        """Few rounds, and one release at their end.
 
-        With fewer releases each has less noise: signal and noise at the end are those of the usual plan.
+        The usual twenty rounds give an attack more time: one run of each cost the default rule up to 5 points there.
         """
-        planned = ROUNDS * RELEASES_A_SESSION
-        longer = settings.privacy.planned_releases / planned
         return settings.changed(
-            privacy={"planned_releases": planned},
-            round={"rounds": ROUNDS, "aggregation": RULES[0], "server_learning_rate": longer},
+            privacy={"planned_releases": ROUNDS * RELEASES_A_SESSION},
+            round={"rounds": ROUNDS, "aggregation": RULES[0]},
             release={"every_rounds": ROUNDS, "waves": (0.25, 1.0), "margin": 0.1},
         )
 
