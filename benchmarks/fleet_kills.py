@@ -33,6 +33,7 @@ FIRST = "open_round: commit round"  # what comes before it is founding
 REACHED_S = 120.0  # a step of a release comes every second round
 LONGEST_S = 8.0  # until a random kill
 VICTIM = "node-1"
+OFTEN = 15  # times in the few rounds until a release has gone through
 EACH_START = 8  # points that are aimed at in the order of a round, before the next such order begins
 
 
@@ -97,13 +98,16 @@ def usual(step: str, often: int) -> bool:
 
 
 def points_of(log: Path, wanted: int) -> list[Point]:
-    """Points to die at, from the steps that were taken while all went well; ``wanted`` of them, or 0 for all."""
+    """Points to die at, from the steps that were taken while all went well; ``wanted`` of them, or 0 for all.
+
+    What is done several times a round, once for each node, is died at the first, second or third time.
+    """
     steps = log.read_text().splitlines()
     steps = steps[steps.index(FIRST) :] if FIRST in steps else steps
     often = Counter(steps)
     points: list[Point] = []
     for i, step in enumerate(step for step in often if usual(step, often[step])):
-        times = min(often[step], 1 + i % 3)
+        times = 1 + i % 3 if often[step] > OFTEN else 1
         points.append(Point(step, "before", times))
         if ": commit " in step:
             points.append(Point(step, "after", times))

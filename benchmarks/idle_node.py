@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.toy_fleet import SETTINGS, ToyFleet
+from benchmarks.toy_fleet import SETTINGS, ToyFleet, free_port
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -108,7 +108,7 @@ def stock(folder: Path) -> Iterator[int]:
     folder.mkdir()
     with superlink(folder) as link:
         command = [sys.executable, "-c", "from flwr.supernode.cli.flower_supernode import flower_supernode as f; f()"]
-        command += ["--insecure", "--superlink", link.address, "--port", "0"]
+        command += ["--insecure", "--superlink", link.address, "--port", str(free_port())]
         environment = {**os.environ, "FLWR_HOME": str(folder)}
         with open(folder / "supernode.log", "wb") as log:
             node = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 - Flower's own

@@ -127,6 +127,7 @@ class Device:
     seed: int
     answers: int = 0
     failed: list[str] = field(default_factory=list)
+    _answered: int = 0  # the last start of the node that gave an answer
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -151,17 +152,17 @@ class Device:
                 starts = self.node.starts
                 try:
                     answer = client.infer(x)
-                    self.answers += 1
                 except FleetError as error:
-                    self._failed(error, starts)
+                    self._failed(error)
                     continue
+                self.answers, self._answered = self.answers + 1, starts
                 with suppress(InputError, LinkError):  # killed in between, it may know of no such answer
                     client.label(answer.id, int(y))
 
-    def _failed(self, error: FleetError, starts: int) -> None:
-        """A node that was killed meanwhile is excused until it is back; any other is not."""
+    def _failed(self, error: FleetError) -> None:
+        """A node that was killed since it last answered is excused until it is back; any other is not."""
         self._stop.wait(1.0)
-        if self.node.runs and self.node.starts == starts:
+        if self.node.runs and self.node.starts == self._answered:
             self.failed.append(str(error))
         while not (self._stop.is_set() or _answers(self.address)):
             self._stop.wait(0.1)
@@ -176,7 +177,7 @@ class ToyFleet:
         self.home = folder / "coordinator"
         self.home.mkdir(parents=True)
         self.home.joinpath("fleet.toml").write_text(settings)
-        command = ("coordinator", "serve", str(self.home), "--port", str(_free_port()))
+        command = ("coordinator", "serve", str(self.home), "--port", str(free_port()))
         self.coordinator = Program(folder / "coordinator.log", *command, is_up=lambda: self.admin() is not None)
         self.nodes = {name: self._node(name) for name in self.names}
         self.devices = [
@@ -236,7 +237,8 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     return port

@@ -51,6 +51,8 @@ from fleet.errors import RefusedError
 from fleet.events import Record
 from fleet.signing import Sealed
 
+_NEXT_ROOT = re.compile(r"metadata/[0-9]+\.root\.json")
+
 MAX_JSON = 64 * 1024
 CHUNK = 256 * 1024
 NEXT_ROOT = re.compile(r"metadata/[0-9]{1,9}\.root\.json")
@@ -133,6 +135,8 @@ def _member(access: Access) -> Any:
 
 
 def _file(repository: Path, path: str, range_: str, known: str) -> Response:
+    if _NEXT_ROOT.fullmatch(path) and not (repository / path).exists():
+        return response("not-found", "there is no newer root")  # every look at the shelf ends here: no news for a log
     file = _opened(repository, path)
     size = os.fstat(file.fileno()).st_size
     etag = f'"{size:x}-{os.fstat(file.fileno()).st_mtime_ns:x}"'
