@@ -67,6 +67,10 @@ def test_I1_a_second_ask_is_answered_by_the_same_bytes_and_counted_once(
     network: Network, anna: Node, ben: Node
 ) -> None:
     round_ = network.play(anna, ben)
+    with anna.agent() as agent:  # another session waits: it is for another round
+        mu2 = agent.ledger.charge("train/0", noise_multiplier=agent.noise_multiplier, releases=1, purpose="session")
+        base = network.coordinator.registry.rounds.bases()[round_.base]
+        agent.outbox.put(0 * network.toy.weights(), mu2, base=base.number, base_digest=base.payload)
     counted, charged = network.coordinator.registry.rounds.counted(), anna.charges()
     reply = network.ask(anna, signed(network, replace(instruction(network, round_.number), base=round_.base)))
     record, delta = reply.content.config_records["update"], reply.content.array_records["delta"]["delta"]
