@@ -200,6 +200,7 @@ def test_asking_for_a_newer_root_as_tuf_does_each_time_is_no_refusal(wearer: Wea
     "path",
     [
         "repository/metadata/9.root.json",
+        pytest.param(f"repository/metadata/{'9' * 260}.root.json", id="longer than a file's name may be"),
         "repository/metadata/",
         "repository/metadata",
         "repository/keys/root.pem",
