@@ -109,7 +109,8 @@ def stock(folder: Path) -> Iterator[int]:
     with superlink(folder) as link:
         command = [sys.executable, "-c", "from flwr.supernode.cli.flower_supernode import flower_supernode as f; f()"]
         command += ["--insecure", "--superlink", link.address, "--port", str(free_port())]
-        environment = {**os.environ, "FLWR_HOME": str(folder)}
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # it starts one by its name
+        environment = {**os.environ, "FLWR_HOME": str(folder), "PATH": programs}
         with open(folder / "supernode.log", "wb") as log:
             node = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 - Flower's own
         try:
@@ -149,6 +150,8 @@ def measure(minutes: float) -> list[Figures]:
         begun, before = time.monotonic(), {node: spent_s(family(pid)) for node, pid in roots.items()}
         say(f"all started; memory is read in {min(SETTLED_S, minutes * 60):.0f} s, CPU in {minutes:g} min")
         time.sleep(min(SETTLED_S, minutes * 60))
+        if len(family(other)) < len(("flower-supernode", "flower-superexec")):
+            raise RuntimeError("flower-supernode did not start whole")
         taken = {node: (len(family(pid)), *memory(family(pid))) for node, pid in roots.items()}
         say(", ".join(f"{node} {rss:.0f} MB" for node, (_, rss, _) in taken.items()))
         while (left := begun + minutes * 60 - time.monotonic()) > 0:

@@ -69,6 +69,7 @@ def run(
         "version": version("edgefleet"),
     }
     sys.stdout.flush()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy multiplies nothing there
     # In its place, without what a command line needs: a node runs for months.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "node.running", json.dumps(order)])  # noqa: S606
 

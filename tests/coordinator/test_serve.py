@@ -224,6 +224,15 @@ def test_no_path_leads_out_of_the_repository(wearer: Wearer, folder: Path, path:
     assert get(wearer, path).code == "not-found"
 
 
+def test_asking_for_a_newer_root_is_no_news(wearer: Wearer, folder: Path) -> None:
+    """Every look at the shelf ends with it."""
+    assert get(wearer, "repository/metadata/9.root.json").code == "not-found"
+    assert get(wearer, "repository/metadata/9.other.json").code == "not-found"
+    said = (folder / "events.jsonl").read_text()
+    assert "9.other.json" in said
+    assert "9.root.json" not in said
+
+
 def test_a_revoked_node_is_out_within_a_second(running: Running, folder: Path) -> None:
     wearer = Wearer(invited(folder, "watch-3")).start()
     until(lambda: any(n["name"] == "watch-3" and n["state"] == "online" for n in admin(folder).get("nodes")))

@@ -180,3 +180,21 @@ def test_flowers_simulation_numbers_its_nodes_from_zero() -> None:
     shown = subprocess.run([sys.executable, "-c", SIMULATION], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines()[-1] == "[0, 1, 2]"
+
+
+ALONE = """
+from node.no_grpc import leave_grpc_out
+leave_grpc_out()
+import sys
+from fleet.flwr_compat import FleetApi, quieten
+import node.client_app, node.link
+from flwr.app import ConfigRecord, Message, RecordDict
+quieten()
+print(*(name for name in sys.modules if name.split(".")[0] == "grpc"))
+print(len(RecordDict({"a": ConfigRecord({"b": 1})})))
+"""
+
+
+def test_what_a_node_uses_of_flower_can_be_imported_without_grpc() -> None:
+    run = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.splitlines() == ["grpc grpc._utilities", "1"]
