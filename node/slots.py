@@ -88,11 +88,11 @@ class Slots:
 
     def clear(self, keep: Iterable[int]) -> None:
         """Remove the artifacts of releases that nothing can return to."""
-        from shutil import rmtree  # with all that it can unpack, it is half a megabyte
-
         kept = {f"{number:08d}" for number in keep}
         for folder in self._folder.glob("[0-9]*"):
             if folder.name not in kept:
+                from shutil import rmtree  # with all that it can unpack, it is half a megabyte
+
                 rmtree(folder)
 
     def _slot(self, number: int) -> Path:

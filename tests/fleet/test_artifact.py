@@ -1,6 +1,8 @@
 """The bytes of an artifact give the same bits in every session."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +11,8 @@ import pytest
 
 from fleet.artifact import RUNTIME, golden_digest, logits, open_session
 from fleet.errors import MissingExtraError, TrustError
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def doubler(factor: float = 2.0) -> bytes:
@@ -64,3 +68,11 @@ def test_without_onnx_runtime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"edgefleet\[node\]"):
         open_session(doubler())
+
+
+def test_the_runtime_does_not_phone_home(tmp_path: Path) -> None:
+    """It would keep what it wants to send, and a number for this device, in a folder of its own."""
+    environment = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "import fleet, onnxruntime, time; time.sleep(1)"]
+    subprocess.run(command, env=environment, check=True, cwd=tmp_path)
+    assert not list(tmp_path.rglob("*onnxruntime*"))
