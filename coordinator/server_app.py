@@ -72,6 +72,7 @@ def server_app(
     timeout_s: float = 0.0,
     ask_s: float = DEFAULT_TTL,
     again_s: float = 0.0,
+    slowest_s: float = SLOWEST_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> ServerApp:
     """The ServerApp of one sync window: at most one round, then one question about the running rollout.
@@ -83,6 +84,7 @@ def server_app(
         timeout_s: How long reports on the rollout are waited for, in seconds; 0 takes what is there at once.
         ask_s: How long a node has to answer before its question is void and it is asked anew, in seconds.
         again_s: How long a node that had nothing yet is left in peace at first, in seconds.
+        slowest_s: How long at last.
         clock: Seconds that only grow.
     """
     app = ServerApp()
@@ -90,7 +92,7 @@ def server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        _play_round(coordinator, grid, pause, Asks(again_s, SLOWEST_S), ask_s, clock)
+        _play_round(coordinator, grid, pause, Asks(again_s, slowest_s), ask_s, clock)
         coordinator.offer_release()
         until = clock() + timeout_s
         while rollout.look(grid) and clock() < until:

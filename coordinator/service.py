@@ -70,7 +70,12 @@ class Service:
         grid = self._superlink.grid(wait=lambda: self._wait(LOOK_S), max_bytes=self._max_bytes)
         reports = Reports(self._coordinator, ask_s=ask_s, again_s=again_s)
         app = server_app(
-            self._coordinator, pause=lambda: self._pause(grid, reports), reports=reports, ask_s=ask_s, again_s=again_s
+            self._coordinator,
+            pause=lambda: self._pause(grid, reports),
+            reports=reports,
+            ask_s=ask_s,
+            again_s=again_s,
+            slowest_s=_between(again_s, settings.deadline.total_seconds() / 40, 15.0),
         )
         with suppress(StoppedError):
             while not (to_the_end and self.is_over()):

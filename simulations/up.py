@@ -5,10 +5,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ TASK = "simulations.smartwatch:TASK"
 STARTING_S = 60.0
 ENDING_S = 15.0
 LOOK_S = 0.3
+LIVE_WINDOWS = {"shadow": 24, "probation": 3}  # what one release needs of a node
 TRAINING_SHARE = 0.5  # the rest is the live stream: five nodes need many windows to be sure of anything
 SETTINGS = """\
 [task]
@@ -42,8 +45,8 @@ deadline = "2m"
 every_rounds = 2
 waves = [{first_wave:.3f}, 1.0]
 margin = 0.1                # a handful of nodes cannot be surer than that
-shadow_windows = 24
-probation_windows = 3
+shadow_windows = {shadow}
+probation_windows = {probation}
 patience = "5m"
 """
 
@@ -119,17 +122,22 @@ class Wearer:
             self._thread.join()
 
     def _wear(self) -> None:
-        """First the part to learn from; then the live part, for a recording is finite, while a release is on trial."""
+        """First the part to learn from; then of the live part, for a recording is finite, what a release on trial
+        needs. In between the watch goes on asking, and nobody knows the truth.
+        """
         client = Client(self.address)
         for x, y in zip(self.train.x, self.train.y, strict=True):
             self._ask(client, x, int(y))
         live = iter(zip(self.live.x, self.live.y, strict=True))
+        used: Counter[tuple[int, str]] = Counter()
         while not self._stop.wait(LOOK_S):
-            x, y = next(live, (self.live.x[-1], None)) if self._on_trial() else (self.live.x[-1], None)
-            self._ask(client, x, None if y is None else int(y))
-            while y is not None and not self._stop.is_set() and self._on_trial():
-                x, y = next(live, (self.live.x[-1], None))
-                self._ask(client, x, None if y is None else int(y))
+            trial = self._trial()
+            given = list(islice(live, max(0, LIVE_WINDOWS.get(trial[1], 0) - used[trial])))
+            used[trial] += len(given)
+            for x, y in given:
+                self._ask(client, x, int(y))
+            if not given:
+                self._ask(client, self.live.x[-1], None)
 
     def _ask(self, client: Client, x: Any, y: int | None) -> None:
         try:
@@ -140,8 +148,10 @@ class Wearer:
         except FleetError:
             self.failed += 1
 
-    def _on_trial(self) -> bool:
-        return self.status()["stage"] in {"shadow", "probation"}
+    def _trial(self) -> tuple[int, str]:
+        """The release on trial here, and its stage."""
+        now = self.status()
+        return now["candidate"] or 0, now["stage"] or ""
 
     def status(self) -> dict[str, Any]:
         """How the node stands."""
@@ -211,7 +221,7 @@ class Fleet:
 
     def _start_coordinator(self) -> None:
         count = len(self._recordings)
-        text = SETTINGS.format(task=TASK, quorum=max(2, count * 4 // 5), first_wave=1 / count)
+        text = SETTINGS.format(task=TASK, quorum=max(2, count * 4 // 5), first_wave=1 / count, **LIVE_WINDOWS)
         durable.write(self._folder / "fleet.toml", text.encode())
         home = self._folder / "coordinator"
         process = Process(
