@@ -36,13 +36,13 @@ SETTINGS = """\
 file = "{task}"
 
 [round]
-every = "5s"
-rounds = 10
+every = "45s"              # a release is tried before the next round takes the processors
+rounds = 5
 min_updates = {quorum}
 deadline = "2m"
 
 [release]
-every_rounds = 2
+every_rounds = 1
 waves = [{first_wave:.3f}, 1.0]
 margin = 0.1                # a handful of nodes cannot be surer than that
 shadow_windows = {shadow}

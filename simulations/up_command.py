@@ -70,7 +70,7 @@ def _outcome(fleet: "Fleet", folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "nodes": len(standing),
         "nodes_promoted": sum(bool(one["release"]) and one["candidate"] is None for one in standing),
-        "release": overview["serving"],
+        "release": min(one["release"] or 0 for one in standing),
         "rounds": overview["rounds"]["done"],
         "updates_counted": overview["updates_counted"],
         "epsilon_max": max(one["epsilon_spent"] for one in standing),
