@@ -195,26 +195,38 @@ def running(folder: Path, nodes: int) -> Iterator[ToyFleet]:
         fleet.stop()
 
 
-def until_released(fleet: ToyFleet) -> None:
-    """Until every node serves a release that was trained."""
+def until_played(fleet: ToyFleet, *, released: bool) -> None:
+    """Until a round has ended, or also a release that was trained has gone through."""
 
     def done() -> bool:
         admin = fleet.admin()
-        return admin is not None and any(r["number"] and r["phase"] == "done" for r in admin.get("releases"))
+        if admin is None:
+            return False
+        if released:
+            return any(r["number"] and r["phase"] == "done" for r in admin.get("releases"))
+        return any(r["state"] == "closed" for r in admin.get("rounds"))
 
     if not fleet.coordinator.within(2 * REACHED_S, done):
-        raise RuntimeError(f"no release went through; look at the logs in {fleet.folder}")
+        raise RuntimeError(f"nothing came of it; look at the logs in {fleet.folder}")
 
 
 def play(
-    folder: Path, *, nodes: int, points: int, node_points: int, kills: int, seed: int, say: Callable[[str], None]
+    folder: Path,
+    *,
+    nodes: int,
+    points: int,
+    node_points: int,
+    kills: int,
+    seed: int,
+    say: Callable[[str], None],
+    released: bool = True,
 ) -> Outcome:
-    """The whole of it; what came of it."""
+    """The whole of it, or with ``released`` false only what belongs to rounds; what came of it."""
     begun = time.monotonic()
     say(f"founding a coordinator with {nodes} nodes in {folder}")
     with running(folder, nodes) as fleet:
-        say("a release goes through, and every step is written down")
-        until_released(fleet)
+        say(f"a {'release' if released else 'round'} goes through, and every step is written down")
+        until_played(fleet, released=released)
         killer, victim = Killer(fleet, say), fleet.nodes[VICTIM]
         fleet.coordinator.kill()
         if points >= 0:
@@ -249,7 +261,7 @@ def show(outcome: Outcome) -> None:
 
 
 def main(
-    points: Annotated[int, typer.Option(help="Kills of the coordinator at named points; 0 for all, -1 for none.")] = 40,
+    points: Annotated[int, typer.Option(help="Kills of the coordinator at named points; 0 for all, -1 for none.")] = 30,
     random_: Annotated[int, typer.Option("--random", help="Kills of the coordinator at random.", min=0)] = 30,
     node_points: Annotated[int, typer.Option(help="Kills of a node at its durable steps; 0 for all, -1 none.")] = 0,
     nodes: Annotated[int, typer.Option(min=3)] = 5,

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -143,7 +143,10 @@ class Device:
             self._thread.join()
 
     def _ask(self) -> None:
-        client = Client(self.address)
+        with closing(Client(self.address)) as client:
+            self._ask_on(client)
+
+    def _ask_on(self, client: Client) -> None:
         for seed in count(self.seed, 1000):
             windows = points(100, seed)
             for x, y in zip(windows.x, windows.y, strict=True):

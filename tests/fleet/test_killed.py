@@ -89,8 +89,8 @@ def test_points_are_what_every_round_comes_to_in_its_order(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_I1_I2_I3_I5_a_fleet_whose_processes_are_killed_keeps_every_promise(tmp_path: Path) -> None:
-    outcome = play(tmp_path / "fleet", nodes=3, points=4, node_points=3, kills=1, seed=1, say=print)
-    assert len(outcome.kills) == 8
+    outcome = play(tmp_path / "fleet", nodes=3, points=3, node_points=2, kills=1, seed=1, say=print, released=False)
+    assert len(outcome.kills) == 6
     assert outcome.well, (outcome.broken, outcome.failed, outcome.missed, outcome.kills)
-    assert outcome.found["rounds"] >= 3
+    assert outcome.found["rounds"] >= 2
     assert outcome.answers > 0
