@@ -1,11 +1,15 @@
 """A real fleet whose processes are killed with SIGKILL at named durable steps keeps every promise."""
 
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from benchmarks.audit import Auditor
 from benchmarks.fleet_kills import Point, in_turns, play, points_of
 
 DYING = """
@@ -25,6 +29,19 @@ for i in range(3):
 """
 
 
+REGISTRY = "coordinator/registry.db"
+LAST = ' where rowid = (select max(rowid) from "update" where aggregate is not null)'
+PLANTED = {
+    "an acknowledged update is lost": (REGISTRY, 'delete from "update"' + LAST),
+    "a closed round counts one too few": (REGISTRY, 'update "update" set aggregate = null' + LAST),
+    "a master is not the step of its updates": (REGISTRY, "update base set master = (select master from base limit 1)"),
+    "what is signed is not on record": (REGISTRY, "update base set payload = 'another' where number > 0"),
+    "a number falls": (REGISTRY, "delete from base where number = (select max(number) from base)"),
+    "a node sent another": ("nodes/node-1/node.db", "update session set payload = zeroblob(88)"),
+    "a node forgets its answers": ("nodes/node-1/node.db", "delete from session"),
+}
+
+
 def died(folder: Path, *fate: str) -> tuple[int, list[str]]:
     """How a small program ended under a fate, and the steps that it took."""
     folder.joinpath("dying.py").write_text(DYING)
@@ -36,9 +53,6 @@ def died(folder: Path, *fate: str) -> tuple[int, list[str]]:
 
 
 def rows(folder: Path) -> list[int]:
-    import sqlite3
-    from contextlib import closing
-
     with closing(sqlite3.connect(folder / "some.db")) as store:
         return [row[0] for row in store.execute("select x from t")]
 
@@ -94,3 +108,12 @@ def test_I1_I2_I3_I5_a_fleet_whose_processes_are_killed_keeps_every_promise(tmp_
     assert outcome.well, (outcome.broken, outcome.failed, outcome.missed, outcome.kills)
     assert outcome.found["rounds"] >= 2
     assert outcome.answers > 0
+    for number, (store, fault) in enumerate(PLANTED.values()):
+        spoilt = tmp_path / str(number)
+        shutil.copytree(tmp_path / "fleet", spoilt, ignore=shutil.ignore_patterns("*.sock"))
+        auditor = Auditor(spoilt)
+        assert auditor.look() == []
+        with closing(sqlite3.connect(spoilt / store)) as altered:
+            altered.execute(fault)
+            altered.commit()
+        assert auditor.account()[0], fault
