@@ -100,6 +100,8 @@ class Auditor:
         """The step that the nodes' own copies of the counted updates make of the base before it, bit for bit."""
         round_, payload, master, memory = bases[number]
         counted = [row for row in updates if row[2] == number]
+        if not counted or any(row[4] != round_ for row in counted):
+            return ["it counts no updates, or those of another round"]
         vault = Vault(self._folder / "coordinator" / "vault")
         before = vault.get(bases[number - 1][2])
         try:

@@ -30,10 +30,9 @@ for i in range(3):
 
 
 REGISTRY = "coordinator/registry.db"
-LAST = ' where rowid = (select max(rowid) from "update" where aggregate is not null)'
 PLANTED = {
-    "an acknowledged update is lost": (REGISTRY, 'delete from "update"' + LAST),  # noqa: S608 - our own text
-    "a closed round counts one too few": (REGISTRY, 'update "update" set aggregate = null' + LAST),  # noqa: S608 - our own text
+    "acknowledged updates are lost": (REGISTRY, 'delete from "update" where aggregate = 1'),
+    "a closed round does not count its updates": (REGISTRY, 'update "update" set aggregate = null where aggregate = 1'),
     "a master is not the step of its updates": (REGISTRY, "update base set master = (select master from base limit 1)"),
     "what is signed is not on record": (REGISTRY, "update base set payload = 'another' where number > 0"),
     "a number falls": (REGISTRY, "delete from base where number = (select max(number) from base)"),
