@@ -10,15 +10,13 @@ import pytest
 from tests.node.conftest import Toy
 from tests.transports.networks import Embedded, InProcess, Network, Node, Stock
 
+# A case of it still fails now and then (revocation): asked for by hand until it does not.
+WISHED = pytest.mark.skipif("TEST_STOCK" not in os.environ, reason="TEST_STOCK=1 runs the cases over stock Flower")
 TRANSPORTS = [
     pytest.param(InProcess, id="in-process"),
     pytest.param(Embedded, id="embedded"),
     pytest.param(Stock, id="stock", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore"), WISHED]),
 ]
-
-
-# One of its cases still fails now and then (revocation, against the stock runtime): asked for by hand until it does not.
-WISHED = pytest.mark.skipif("TEST_STOCK" not in os.environ, reason="TEST_STOCK=1 runs the cases over stock Flower")
 
 
 @pytest.fixture(scope="session")
