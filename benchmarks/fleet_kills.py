@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +24,7 @@ from rich.table import Table
 
 from benchmarks.audit import Auditor
 from benchmarks.toy_fleet import Program, ToyFleet
+from fleet.output import Format
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -35,13 +35,6 @@ LONGEST_S = 8.0  # until a random kill
 VICTIM = "node-1"
 OFTEN = 15  # times in the few rounds until a release has gone through
 EACH_START = 8  # points that are aimed at in the order of a round, before the next such order begins
-
-
-class Format(StrEnum):
-    """How the outcome is printed."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.toy_fleet import SETTINGS, ToyFleet, free_port
+from fleet.output import Format
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -33,13 +33,6 @@ BARS = {"idle node": 100.0, "inference-only node": 60.0}  # MB of resident memor
 SETTLED_S = 60.0
 MB = 2**20
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-
-
-class Format(StrEnum):
-    """How the figures are printed."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -26,6 +25,7 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy import stats
 
+from fleet.output import Format
 from fleet.privacy.gaussian import MU2_UNIT, Budget, epsilon_of
 from fleet.settings import Settings
 from simulations import spar
@@ -38,13 +38,6 @@ COLUMNS = {
     "later": "new people, later",
     "own": "own devices, later",
 }
-
-
-class Format(StrEnum):
-    """What is printed."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @dataclass(frozen=True, slots=True)

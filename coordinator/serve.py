@@ -204,18 +204,14 @@ def _warm_start(the_task: Task) -> Any:
 @contextmanager
 def _owned(folder: Path) -> Iterator[None]:
     """Hold the folder: one process serves it at a time."""
-    import fcntl
-
-    try:
-        durable.make_folder(folder)
-        lock = open(folder / "serve.lock", "w")  # noqa: SIM115 - held to the end, below
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}") from error
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            durable.make_folder(folder)
+            stack.enter_context(durable.held(folder / "serve.lock"))
+        except BlockingIOError as error:
             raise UsageError(f"{folder} is being served by another process") from error
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written: {error.strerror}") from error
         yield
 
 

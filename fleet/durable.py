@@ -4,7 +4,10 @@ A file is written beside its place, flushed to the disk, renamed over it, and th
 so that after a power cut at any instant the old bytes or the new ones are there, whole.
 """
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -33,6 +36,21 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         _flush_folder(path.parent)
+
+
+@contextmanager
+def held(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path``: one process does at a time, and its death lets go.
+
+    Args:
+        wait: Whether to wait for the process that holds it.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def append_line(path: Path, line: str) -> None:

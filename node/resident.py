@@ -1,15 +1,15 @@
 """A node's one resident process: it answers, keeps its link, and minds its releases; the heavy work is children's."""
 
-import fcntl
 import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fleet import durable
 from fleet.errors import TrustError, UsageError
 from fleet.events import EventLog
 from fleet.messages import UpdateInstruction
@@ -188,9 +188,9 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: Another process runs it.
     """
-    with open(folder / LOCK, "w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            stack.enter_context(durable.held(folder / LOCK))
+        except BlockingIOError as error:
             raise UsageError(f"{folder} is run by another process") from error
         yield

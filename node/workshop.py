@@ -1,11 +1,8 @@
 """A node's heavy work, done in this process: what the coordinator has on its shelf, and learning from a base."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fleet import durable
 from fleet.errors import TrustError
 from fleet.messages import UpdateInstruction
 from fleet.privacy.noise import LatticeGaussian
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
     from node.agent import Agent
 
 
-LOCK = "trust.lock"
+LOCK = "trust.lock"  # of the trusted metadata: who learns beside who pulls would disturb it
 
 
 class InProcess:
@@ -39,7 +36,7 @@ class InProcess:
             LinkError: The network failed.
             TrustError: What it offered must not be used.
         """
-        with _alone(agent.folder):
+        with durable.held(agent.folder / LOCK, wait=True):
             catalog = self._catalog(agent)
             catalog.refresh()
             rollout = catalog.rollout()
@@ -69,7 +66,7 @@ class InProcess:
             LinkError: The base cannot be reached.
             TrustError: The base is not the one that the instruction names.
         """
-        with _alone(node.folder):
+        with durable.held(node.folder / LOCK, wait=True):
             catalog = self._catalog(node)
             if not catalog.has_base(wish.base):
                 catalog.refresh()
@@ -96,11 +93,3 @@ class InProcess:
             )
             self._shelf = Catalog(installer)
         return self._shelf
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process uses the trusted metadata at a time: one that learns beside one that pulls would disturb it."""
-    with open(folder / LOCK, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,10 +1,9 @@
 """``edgefleet simulate``: plays a whole fleet on this machine."""
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -108,16 +107,14 @@ def _report(folder: Path) -> None:
 @contextmanager
 def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
     """Hold the run's folder: one process plays a run at a time."""
-    try:
-        if fresh and folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
-            raise UsageError(f"{folder} is not empty; choose another --out, or go on with --resume {folder}")
-        durable.make_folder(folder)
-        lock = open(folder / LOCK, "w")  # noqa: SIM115 - held to the end, below
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            if fresh and folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+                raise UsageError(f"{folder} is not empty; choose another --out, or go on with --resume {folder}")
+            durable.make_folder(folder)
+            stack.enter_context(durable.held(folder / LOCK))
+        except BlockingIOError as error:
             raise UsageError(f"{folder} is being played by another process") from error
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
         yield

@@ -1,6 +1,9 @@
 """Files that survive a power cut at any instant: the old bytes or the new ones, whole."""
 
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,3 +107,40 @@ def test_a_log_grows_by_whole_lines(tmp_path: Path) -> None:
     durable.append_line(tmp_path / "log", "ä")
     durable.append_line(tmp_path / "log", "b")
     assert (tmp_path / "log").read_text(encoding="utf-8") == "ä\nb\n"
+
+
+def other(path: Path) -> "subprocess.Popen[bytes]":
+    """Another process, which holds ``path`` from the moment that this returns."""
+    code = "import sys; from pathlib import Path; from fleet import durable\n"
+    code += "with durable.held(Path(sys.argv[1])): print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    return process
+
+
+def test_one_process_holds_a_lock_at_a_time_and_its_death_lets_go(tmp_path: Path) -> None:
+    process = other(tmp_path / "lock")
+    with pytest.raises(BlockingIOError), durable.held(tmp_path / "lock"):
+        pass
+    process.kill()
+    process.communicate()
+    with durable.held(tmp_path / "lock"):
+        pass
+
+
+def test_who_waits_for_a_lock_gets_it_once_it_is_let_go(tmp_path: Path) -> None:
+    process = other(tmp_path / "lock")
+    got = threading.Event()
+
+    def wait() -> None:
+        with durable.held(tmp_path / "lock", wait=True):
+            got.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert not got.wait(0.3)
+    process.communicate(b"\n")
+    waiting.join(10)
+    assert got.is_set()

@@ -1,4 +1,4 @@
-"""Each story at a reduced size: what it promises, by the figures that it tells."""
+"""Each story, most at a reduced size: what it promises, by the figures that it tells."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ FLAGS = {
     "bad-release": ("--nodes", "8", "--epsilon", "inf"),
     "offline-day": ("--nodes", "8", "--epsilon", "inf"),
     "budget-runs-out": ("--nodes", "4"),
-    "poisoned-cohort": ("--nodes", "8", "--epsilon", "inf"),
+    "poisoned-cohort": ("--epsilon", "inf"),
     "a-new-device": ("--nodes", "4", "--epsilon", "inf"),
 }
 
@@ -118,7 +118,7 @@ def test_budget_that_ran_out_stops_neither_releases_nor_a_head_of_ones_own() -> 
 @pytest.mark.slow
 def test_poisoned_cohort_costs_the_default_rule_four_points_at_most_and_ends_the_plain_mean() -> None:
     told = figures("poisoned-cohort")
-    assert told["hostile"] == 2
+    assert (told["hostile"], told["nodes"]) == (4, 16)
     assert told["most_points_lost_by_default"] <= 4
     assert told["most_points_lost_by_plain_mean"] > 30
     assert told["sign_flip_mean_accuracy"] < 0.5 < told["sign_flip_screened_mean_accuracy"]
