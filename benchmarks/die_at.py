@@ -4,7 +4,7 @@
 step to FILE as it is taken, and dies ``before`` or ``after`` the step that is named, the TIMES-th time it comes to it.
 
 A step is named by who takes it and what it does: ``settle_round: commit base+round+update`` is a transaction that wrote
-these tables, ``publish_base: write N.snapshot.json`` stands before the first byte of a file and ``publish_base: replace
+these tables, ``publish: write N.snapshot.json`` stands before the first byte of a file and ``publish: replace
 N.snapshot.json`` before the finished file takes its name; a forgotten file is ``clear: unlink H``. What a node lets its
 child do is part of it: the child dies there, and its parent with it.
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 OURS = ("coordinator", "fleet", "node")
-HEAD = "coordinator.coordinator"  # what the coordinator does is named by its own methods
+HEADS = ("coordinator.coordinator", "coordinator.delivery", "coordinator.bases")  # their methods name what is done
 HANDS = ("fleet.durable", "node.store")  # everybody writes through these
 FORGETFUL = ("close", "slots.clear")  # who removes files that were state
 CHILD = "node.errand"
@@ -76,7 +76,7 @@ def taker() -> str:
     while above := frame.f_back:
         frame = above
         module = str(frame.f_globals.get("__name__", ""))
-        if module == HEAD:
+        if module in HEADS:
             return frame.f_code.co_name.strip("_")
         if not found and module.split(".")[0] in OURS and module not in HANDS:
             found = f"{module.rpartition('.')[2]}.{frame.f_code.co_name.strip('_')}"

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
+
+INSTRUCTION_LIFE = timedelta(hours=1)
 
 
 @dataclass(slots=True)

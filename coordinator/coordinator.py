@@ -1,35 +1,31 @@
-"""The coordinator: opens rounds, admits updates, closes rounds into bases, offers releases and judges rollouts."""
+"""The coordinator: opens rounds, admits updates, and closes rounds into bases; its releases are in the delivery."""
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from coordinator.admission import Rules, admit, admit_report
+from coordinator.admission import Rules, admit
 from coordinator.aggregation import RULES
-from coordinator.publisher import Publisher, rollout_of
+from coordinator.asks import INSTRUCTION_LIFE
+from coordinator.bases import Bases
+from coordinator.delivery import Delivery
+from coordinator.publisher import Publisher
 from coordinator.registry import Registry
-from coordinator.rollout import Phase, RolloutState, judge
 from coordinator.round import Round, RoundState, is_due, verdict
-from coordinator.rounds import BaseRow, Refusal
+from coordinator.rounds import Refusal
 from coordinator.strategy import ServerStep
 from coordinator.vault import Vault
-from fleet.errors import RefusedError, TaskError, UsageError
+from fleet.errors import RefusedError
 from fleet.events import Record, ignore
-from fleet.evidence import Pooled
-from fleet.messages import ReportInstruction, UpdateInstruction
+from fleet.messages import UpdateInstruction
 from fleet.privacy.gaussian import Budget
-from fleet.release import Release, Rollout
 from fleet.settings import Settings
 from fleet.signing import Sealed
 from fleet.task import Task
 from fleet.weights import Flat
-
-INSTRUCTION_LIFE = timedelta(hours=1)
 
 
 class Coordinator:
@@ -49,18 +45,26 @@ class Coordinator:
     ) -> None:
         """``size`` is the length of the weights; ``key`` signs instructions and is no key of TUF's."""
         self.registry = Registry(f"sqlite:///{folder / 'registry.db'}")
-        self._vault = Vault(folder / "vault")
+        self.bases = Bases(self.registry, Vault(folder / "vault"), publisher)
+        self.delivery = Delivery(
+            task,
+            settings,
+            registry=self.registry,
+            bases=self.bases,
+            publisher=publisher,
+            key=key,
+            clock=clock,
+            record=record,
+        )
         self._spool = Vault(folder / "spool")
         self._task = task
         self._settings = settings
-        self._publisher = publisher
         self._size = size
         self._key = key
         self._clock = clock
         self._record = record
         self._server_step = ServerStep(settings.round)
         self._budget = Budget(settings.privacy.epsilon, settings.privacy.delta, task.unit.group)
-        self._noise_std = self._budget.noise_multiplier(1)
 
     @property
     def instruction_key(self) -> Ed25519PublicKey:
@@ -76,23 +80,8 @@ class Coordinator:
 
     def begin(self, warm_start: Callable[[], Flat]) -> None:
         """Make base 0 and release 0 of a warm start, unless they are there; finish what was interrupted."""
-        if not self.registry.rounds.bases():
-            self._found(warm_start())
-        for base in self.registry.rounds.bases():
-            if not base.published:
-                self._publish_base(base)
-        newest = self.registry.releases.newest()
-        if newest is None:
-            self._announce(self.registry.rounds.bases()[0], Phase.DONE)
-        else:
-            self._publish_release(*newest)
-            if newest[1].phase is Phase.HALTED:  # killed between the halt and its withdrawal
-                self._withdraw(newest[0].number)
-
-    def _found(self, weights: Flat) -> None:
-        memory = self._vault.put(np.zeros((0, self._size), np.float32))
-        row = BaseRow(0, 0, self._publisher.payload_digest(weights), self._vault.put(weights), memory, published=False)
-        self.registry.rounds.add_bases(row)
+        self.bases.begin(warm_start)
+        self.delivery.begin()
 
     def enrol(self, name: str, key: Ed25519PublicKey, flower_id: int) -> None:
         """Add a node to the fleet."""
@@ -119,7 +108,7 @@ class Coordinator:
         if not self._is_due(timedelta.min if asked else self._settings.round.every, now):
             return None
         deadline = now + self._settings.round.deadline
-        opened = self.registry.rounds.open(self.registry.rounds.bases()[-1].number, now, deadline)
+        opened = self.registry.rounds.open(self.bases.newest().number, now, deadline)
         self._record("round-opened", round=opened.number, base=opened.base)
         return opened
 
@@ -134,7 +123,7 @@ class Coordinator:
 
     def update_instruction(self, round_: Round) -> Sealed:
         """What nodes are asked in a round, signed."""
-        payload = self.registry.rounds.bases()[round_.base].payload
+        payload = self.bases[round_.base].payload
         expires = self._clock() + INSTRUCTION_LIFE
         return UpdateInstruction(self._task.name, expires, round_.number, round_.base, payload).sealed(self._key)
 
@@ -186,18 +175,11 @@ class Coordinator:
         rounds = self.registry.rounds
         entries = rounds.entries(round_)
         mean = RULES[self._settings.round.aggregation](entries, self._spool.get)
-        last = rounds.bases()[-1]
-        master, memory = self._server_step(last.number + 1, self.master(last), mean, self._vault.get(last.memory))
-        base = BaseRow(
-            number=last.number + 1,
-            round=round_.number,
-            payload=self._publisher.payload_digest(master),
-            master=self._vault.put(master),
-            memory=self._vault.put(memory),
-            published=False,
-        )
+        last = self.bases.newest()
+        master, memory = self._server_step(last.number + 1, self.bases.master(last), mean, self.bases.memory(last))
+        base = self.bases.next(round_.number, master, memory)
         rounds.close(round_, base, [entry.key for entry in entries])
-        self._publish_base(base)
+        self.bases.publish(base)
         self._spool.clear()
         self._record("round-closed", round=round_.number, updates=len(entries), base=base.number)
 
@@ -211,183 +193,6 @@ class Coordinator:
             max_staleness=settings.round.max_staleness,
             bases={base.number: base.payload for base in self.registry.rounds.bases()},
         )
-
-    # down: releases and rollouts
-
-    def master(self, base: BaseRow) -> Flat:
-        """The float32 weights that a base was quantized from."""
-        return self._vault.get(base.master)
-
-    def release_is_due(self) -> bool:
-        """Whether enough rounds have passed since the last release, and no rollout is running."""
-        if self.registry.releases.running():
-            return False
-        offered = max(release.base for release, _ in self.registry.releases.all())
-        return self.registry.rounds.bases()[-1].number - offered >= self._settings.release.every_rounds
-
-    def offer_release(self) -> None:
-        """Make the newest base a release, if one is due."""
-        if not self.release_is_due():
-            return
-        try:
-            self._announce(self.registry.rounds.bases()[-1], Phase.SHADOW)
-        except TaskError as error:  # the gate: this base stays a base
-            self._record("not-offered", base=self.registry.rounds.bases()[-1].number, reason=str(error))
-
-    def offer(self, weights: Flat) -> None:
-        """Offer weights ``(size,)`` that no round made, such as an operator's own: signed and rolled out like any.
-
-        They take a base number, and training goes on from the base before them, under the number after theirs.
-
-        Raises:
-            UsageError: Another release is being rolled out.
-            TaskError: The gate: they cannot be released.
-            ValueError: They are not finite.
-        """
-        if running := self.registry.releases.running():
-            raise UsageError(f"release {running[0].number} is being rolled out: one at a time")
-        last = self.registry.rounds.bases()[-1]
-        payload, master = self._publisher.payload_digest(weights), self._vault.put(weights)
-        brought = replace(last, number=last.number + 1, round=0, payload=payload, master=master, published=False)
-        on = replace(last, number=last.number + 2, round=0, published=False)
-        self.registry.rounds.add_bases(brought, on)
-        for base in (brought, on):
-            self._publish_base(base)
-        self._announce(brought, Phase.SHADOW)
-
-    def report_instruction(self) -> ReportInstruction | None:
-        """What nodes should be asked about the running rollout; None if there is none."""
-        running = self.registry.releases.running()
-        if running is None:
-            return None
-        release, state = running
-        quota = release.shadow_windows if state.phase is Phase.SHADOW else release.probation_windows
-        expires = self._clock() + INSTRUCTION_LIFE
-        return ReportInstruction(self._task.name, expires, release.number, state.watch, quota)
-
-    def sealed(self, instruction: ReportInstruction) -> Sealed:
-        """The instruction, signed."""
-        return instruction.sealed(self._key)
-
-    def reporters(self) -> dict[str, int]:
-        """Flower's ids of the nodes that the running rollout waits for."""
-        running = self.registry.releases.running()
-        if running is None:
-            return {}
-        state = running[1]
-        counts = self.registry.releases.counts(state.release, state.watch)
-        return {name: id_ for name, id_ in self._asked(state).items() if name not in counts}
-
-    def receive_report(self, instruction: ReportInstruction, node: str, sealed: Sealed) -> None:
-        """Admit a report and make it durable, or record why not."""
-        try:
-            members = self.registry.roster.members()
-            report = admit_report(sealed, members=members, instruction=instruction, noise_std=self._noise_std)
-            self.registry.releases.accept(report)
-        except RefusedError as error:
-            self._record("report-refused", release=instruction.release, node=node, code=error.code, reason=str(error))
-
-    def judge_rollout(self) -> None:
-        """Let the running rollout take every step that its evidence calls for."""
-        while running := self.registry.releases.running():
-            release, state = running
-            asked = self._asked(state)
-            counts = self.registry.releases.counts(state.release, state.watch)
-            given = [counts[name] for name in asked if name in counts]
-            quota = release.shadow_windows if state.phase is Phase.SHADOW else release.probation_windows
-            evidence = Pooled.of(given, quota=quota, noise_std=self._noise_std)
-            judged = judge(state, evidence, asked=len(asked), settings=self._settings.release, now=self._clock())
-            if judged == state:
-                return
-            self._move(judged, evidence)
-
-    def _move(self, state: RolloutState, evidence: Pooled) -> None:
-        self.registry.releases.move(state)
-        self._publish_rollout(state)
-        self._record(
-            "rollout",
-            release=state.release,
-            phase=state.phase.value,
-            wave=state.wave,
-            reports=evidence.reports,
-            gain=round(evidence.gain, 4),
-            error=round(evidence.error, 4) if math.isfinite(evidence.error) else None,
-        )
-        if state.phase is Phase.HALTED:
-            self._withdraw(state.release)
-
-    def pause_rollout(self, *, paused: bool) -> RolloutState:
-        """Let the running rollout stand still, or go on; its patience begins anew.
-
-        Raises:
-            RefusedError: ``no-rollout``: none is running.
-        """
-        running = self.registry.releases.running()
-        if running is None:
-            raise RefusedError("no-rollout", "no rollout is running")
-        state = replace(running[1], paused=paused, since=self._clock())
-        self.registry.releases.move(state)
-        self._record("rollout-paused" if paused else "rollout-resumed", release=state.release)
-        return state
-
-    def withdraw_newest(self) -> Release:
-        """Take the newest release back, fleet-wide; the release that points at what was served before.
-
-        Raises:
-            RefusedError: ``not-served``: nobody serves it anyway; ``nothing-before``: there is no earlier one.
-        """
-        release, state = self.registry.releases.all()[-1]
-        if state.phase in (Phase.HALTED, Phase.KEPT_OLD):
-            raise RefusedError("not-served", f"release {release.number} is served by nobody")
-        if not any(s.phase is Phase.DONE for r, s in self.registry.releases.all() if r.number < release.number):
-            raise RefusedError(
-                "nothing-before", f"release {release.number} is the first: there is nothing to go back to"
-            )
-        self._record("rollout", release=release.number, phase=Phase.HALTED.value, reason="withdrawn by the operator")
-        self._halt(replace(state, phase=Phase.HALTED, since=self._clock(), paused=False))
-        return self.registry.releases.all()[-1][0]
-
-    def _halt(self, state: RolloutState) -> None:
-        self.registry.releases.move(state)
-        self._publish_rollout(state)
-        self._withdraw(state.release)
-
-    def _withdraw(self, number: int) -> None:
-        """Going back is a new number that points at old weights."""
-        served = self.registry.releases.serving()
-        self._announce(self.registry.rounds.bases()[served.base], Phase.DONE, withdraws=number)
-
-    def _asked(self, state: RolloutState) -> dict[str, int]:
-        roster = self.registry.roster.active()
-        if state.phase is Phase.SHADOW:
-            return roster
-        rollout = self._rollout(state)
-        return {name: id_ for name, id_ in roster.items() if rollout.includes(name)}
-
-    def _announce(self, base: BaseRow, phase: Phase, *, withdraws: int = 0) -> None:
-        newest = self.registry.releases.newest()
-        number = newest[0].number + 1 if newest else 0
-        master = self.master(base)
-        release = self._publisher.manifest(number, base.number, master, self._settings.release, withdraws=withdraws)
-        state = RolloutState(number, release.artifact[:16], phase, 0, self._clock())
-        self.registry.releases.announce(release, state)
-        self._publish_release(release, state)
-        self._record("release", release=number, base=base.number, withdraws=withdraws)
-
-    def _publish_base(self, base: BaseRow) -> None:
-        self._publisher.base(base.number, base.round, self.master(base))
-        self.registry.rounds.mark_published(base.number)
-
-    def _publish_release(self, release: Release, state: RolloutState) -> None:
-        self._publisher.release(release, self.master(self.registry.rounds.bases()[release.base]))
-        self._publish_rollout(state)
-
-    def _publish_rollout(self, state: RolloutState) -> None:
-        self._publisher.rollout(self._rollout(state))
-
-    def _rollout(self, state: RolloutState) -> Rollout:
-        rollout = rollout_of(state, list(self.registry.roster.active()), self._settings.release.waves)
-        return replace(rollout, serving=self.registry.releases.serving().number)
 
 
 def _longest_honest(task: Task, settings: Settings, size: int, noise_multiplier: float) -> float:

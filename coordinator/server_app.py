@@ -49,18 +49,18 @@ class Reports:
 
     def look(self, grid: Grid) -> bool:
         """Ask whom it is time to ask, take what came back; whether questions are under way."""
-        instruction = self._coordinator.report_instruction()
+        instruction = self._coordinator.delivery.question()
         if instruction is None:
             self._about = None
             return False
         if self._about != (instruction.release, instruction.watch):
             self._about, self._asks = (instruction.release, instruction.watch), Asks(self._again_s, SLOWEST_REPORT_S)
-        names = {id_: name for name, id_ in self._coordinator.reporters().items()}
-        sealed = self._coordinator.sealed(instruction)
+        names = {id_: name for name, id_ in self._coordinator.delivery.reporters().items()}
+        sealed = self._coordinator.delivery.sealed(instruction)
         for reply in _looked(grid, self._asks, names, REPORT, sealed, self._ask_s, self._clock):
             if not reply.has_error() and (report := _sealed(reply, "report")):
                 node = names.get(reply.metadata.src_node_id, "unknown")
-                self._coordinator.receive_report(instruction, node, report)
+                self._coordinator.delivery.receive(instruction, node, report)
         return self.under_way
 
 
@@ -93,11 +93,11 @@ def server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         _play_round(coordinator, grid, pause, Asks(again_s, slowest_s), ask_s, clock)
-        coordinator.offer_release()
+        coordinator.delivery.offer_newest()
         until = clock() + timeout_s
         while rollout.look(grid) and clock() < until:
             time.sleep(LOOK_S)
-        coordinator.judge_rollout()
+        coordinator.delivery.judge()
 
     return app
 

@@ -156,12 +156,12 @@ class Service:
 
     def pause_rollout(self, *, paused: bool) -> dict[str, Any]:
         """Let the running rollout stand still, or go on."""
-        self._in_turn(lambda: self._coordinator.pause_rollout(paused=paused))
+        self._in_turn(lambda: self._coordinator.delivery.pause(paused=paused))
         return self.rollout() or {}
 
     def withdraw(self) -> dict[str, Any]:
         """Take the newest release back."""
-        release = self._in_turn(self._coordinator.withdraw_newest)
+        release = self._in_turn(self._coordinator.delivery.withdraw_newest)
         return {"release": release.number, "withdraws": release.withdraws, "base": release.base}
 
     def _start_round(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class Service:
     def _pause(self, grid: "EmbeddedGrid | StockGrid", reports: Reports) -> None:
         """Rollouts go on while a round is open: a round takes as long as its slowest node."""
         reports.look(grid)
-        self._coordinator.judge_rollout()
+        self._coordinator.delivery.judge()
         self._wait(LOOK_S)
 
     def _is_due(self) -> bool:

@@ -96,18 +96,18 @@ def _judged(world: World, bench: _Bench, recordings: dict[str, Recording], away:
     small = {name: _judging(seen, name in away) for name, seen in bench.recordings.items()}
     released = {release.base for release, _ in world.coordinator.registry.releases.all()}
     for base in _spread(bases, BASES_IN_FLOAT32, released):
-        right = bench.right(world.coordinator.master(base), _joined(small))
+        right = bench.right(world.coordinator.bases.master(base), _joined(small))
         yield Judged(base.number, "float32", _by_device(right, small))
     for base in _spread(bases, BASES_IN_INT8, released):
-        session = open_session(template.artifact(template.quantize(world.coordinator.master(base))))
+        session = open_session(template.artifact(template.quantize(world.coordinator.bases.master(base))))
         windows = _joined(raw)
         yield Judged(base.number, "int8", _by_device(logits(session, windows.x).argmax(1) == windows.y, raw))
 
 
 def _on_their_own(world: World, bench: _Bench, away: set[str]) -> Iterator[Own | Lent]:
     """Models that never leave their device: from nothing, and from the fleet's last base."""
-    last, template = world.coordinator.registry.rounds.bases()[-1], _template(world)
-    fleet = template.dequantize(template.quantize(world.coordinator.master(last)))  # as a node holds it
+    last, template = world.coordinator.bases.newest(), _template(world)
+    fleet = template.dequantize(template.quantize(world.coordinator.bases.master(last)))  # as a node holds it
     strangers = _joined({name: _judging(seen, True) for name, seen in bench.recordings.items() if name in away})
     least = min((len(seen.train) for seen in bench.recordings.values()), default=0)
     for index, (name, seen) in enumerate(bench.recordings.items()):

@@ -157,7 +157,7 @@ def _agreement(world: World, artifact: bytes, serving: Release, sets: list[Windo
 
     windows = _joined(sets)
     model = world.task.model().eval()
-    set_weights(model, world.coordinator.master(world.coordinator.registry.rounds.bases()[serving.base]))
+    set_weights(model, world.coordinator.bases.master(world.coordinator.bases[serving.base]))
     with torch.no_grad():
         exact = model(torch.from_numpy(windows.x)).argmax(1).numpy()
     return float((_labels(artifact, windows) == exact).mean())

@@ -135,7 +135,7 @@ class World:
         if not self._script.is_over(self):
             return False
         left = [device for device in self.devices.values() if has_windows(device)]
-        if registry.releases.running() or self.coordinator.release_is_due():
+        if registry.releases.running() or self.coordinator.delivery.is_due():
             return not left
         return not any(_on_probation(device) for device in left)
 

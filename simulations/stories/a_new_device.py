@@ -93,7 +93,7 @@ class ANewDevice(Story):
 def _given(world: "World", devices: "list[Device]", release: int) -> tuple[float, float]:
     """Accuracy of a release on the devices' live windows, as it came and with each device's own head."""
     registry = world.coordinator.registry
-    weights = world.coordinator.master(registry.rounds.bases()[registry.releases.all()[release][0].base])
+    weights = world.coordinator.bases.master(world.coordinator.bases[registry.releases.all()[release][0].base])
     live = joined([device.recording.live for device in devices])
     right = 0.0
     for device in devices:

@@ -60,11 +60,11 @@ class BadRelease(Story):
         """The operator's two offers, and whether the gyroscopes drift yet."""
         coordinator, number = world.coordinator, _newest(world)
         trained = len(coordinator.registry.rounds.all())
-        master = coordinator.master(coordinator.registry.rounds.bases()[-1])
+        master = coordinator.bases.master(coordinator.bases.newest())
         if number < BROKEN and trained >= 2:
-            coordinator.offer(mixed_up(world.task, master))
+            coordinator.delivery.offer(mixed_up(world.task, master))
         elif number == BROKEN and coordinator.registry.releases.running() is None:
-            coordinator.offer(leaning(world.task, master))
+            coordinator.delivery.offer(leaning(world.task, master))
         self._drifts = any(_went_through(device, LEANING, Stage.PROBATION) for device in world.devices.values())
 
     def reading(self, name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -111,7 +111,7 @@ def _accuracies(world: "World", names: list[str]) -> tuple[float, float]:
     for name in names:
         device = world.devices[name]
         active = device.agent.stages.serving()[0] or 0
-        weights = world.coordinator.master(registry.rounds.bases()[registry.releases.all()[active][0].base])
+        weights = world.coordinator.bases.master(world.coordinator.bases[registry.releases.all()[active][0].base])
         seen = joined([device.agent.buffer.examples(partition) for partition in device.agent.buffer.partitions()])
         live = device.recording.live
         for column, own in enumerate((weights, personalise(world.task, weights, seen))):

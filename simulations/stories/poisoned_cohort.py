@@ -227,7 +227,7 @@ def _beside(world: World, attack: str, rule: str, fleet: dict[str, Recording], j
 
 
 def _newest(world: World, judges: Judges) -> Reached:
-    master = world.coordinator.master(world.coordinator.registry.rounds.bases()[-1])
+    master = world.coordinator.bases.master(world.coordinator.bases.newest())
     return Reached(*(accuracy(world.task, master, judge) for judge in judges))
 
 

@@ -162,12 +162,12 @@ class Fleet:
         """A node answers what the running rollout asks."""
         if ledger_seq is None:
             ledger_seq = LEDGER_STEP * len(self.coordinator.registry.rounds.all())
-        asked = self.coordinator.report_instruction()
+        asked = self.coordinator.delivery.question()
         assert asked is not None
         report = Report(
             name, TASK.name, asked.release, asked.watch, asked.quota, won, lost, ledger_seq, ledger_head="0" * 64
         )
-        self.coordinator.receive_report(asked, name, report.sealed(key_of(name)))
+        self.coordinator.delivery.receive(asked, name, report.sealed(key_of(name)))
 
     def pass_time(self, span: timedelta) -> None:
         self.now += span

@@ -336,7 +336,7 @@ def shadowed(tmp_path: Path, template: Template) -> Fleet:
     settings = SETTINGS.changed(release={"every_rounds": 1})
     fleet = Fleet(tmp_path / "coordinator", template, settings)
     fleet.play_round()
-    fleet.coordinator.offer_release()
+    fleet.coordinator.delivery.offer_newest()
     return fleet
 
 
@@ -356,4 +356,4 @@ def test_a_bad_report_leaves_the_counts_as_they_were(shadowed: Fleet) -> None:
     shadowed.report("node-0", won=3, lost=1)
     shadowed.report("node-1", won=11, lost=0)
     assert shadowed.coordinator.registry.releases.counts(1, Watch.SHADOW) == {"node-0": (3, 1)}
-    assert set(shadowed.coordinator.reporters()) == {"node-1", "node-2", "node-3", "node-4"}
+    assert set(shadowed.coordinator.delivery.reporters()) == {"node-1", "node-2", "node-3", "node-4"}

@@ -76,29 +76,29 @@ def play_round(fleet: Fleet) -> None:
 
 def play_release(fleet: Fleet) -> None:
     """One release from shadow through two waves to everybody."""
-    fleet.coordinator.offer_release()
+    fleet.coordinator.delivery.offer_newest()
     roll_out(fleet, won=1, lost=0)
 
 
 def play_bad_release(fleet: Fleet) -> None:
     """One release that is halted in its first wave, and its withdrawal."""
-    fleet.coordinator.offer_release()
+    fleet.coordinator.delivery.offer_newest()
     if newest(fleet)[1] is Phase.SHADOW:
         report(fleet, won=1, lost=0)
     roll_out(fleet, won=0, lost=9)
 
 
 def roll_out(fleet: Fleet, *, won: int, lost: int) -> None:
-    fleet.coordinator.judge_rollout()
+    fleet.coordinator.delivery.judge()
     for _ in Phase:
         report(fleet, won=won, lost=lost)
     assert fleet.coordinator.registry.releases.running() is None
 
 
 def report(fleet: Fleet, *, won: int, lost: int) -> None:
-    for name in fleet.coordinator.reporters():
+    for name in fleet.coordinator.delivery.reporters():
         fleet.report(name, won, lost)
-    fleet.coordinator.judge_rollout()
+    fleet.coordinator.delivery.judge()
 
 
 def newest(fleet: Fleet) -> tuple[Release, Phase]:

@@ -21,7 +21,7 @@ def offered(tmp_path: Path, template: Template) -> Fleet:
     """Five nodes; release 1 is in shadow."""
     fleet = Fleet(tmp_path / "coordinator", template, OFTEN)
     fleet.play_round()
-    fleet.coordinator.offer_release()
+    fleet.coordinator.delivery.offer_newest()
     return fleet
 
 
@@ -36,38 +36,38 @@ def published(fleet: Fleet) -> Rollout:
 
 
 def report_all(fleet: Fleet, *, won: int) -> None:
-    for name in fleet.coordinator.reporters():
+    for name in fleet.coordinator.delivery.reporters():
         fleet.report(name, won, 0)
 
 
 def test_a_paused_rollout_stands_still_whatever_is_reported_and_goes_on_when_resumed(offered: Fleet) -> None:
-    offered.coordinator.pause_rollout(paused=True)
+    offered.coordinator.delivery.pause(paused=True)
     report_all(offered, won=5)
     offered.pass_time(timedelta(days=9))
-    offered.coordinator.judge_rollout()
+    offered.coordinator.delivery.judge()
     assert phases(offered)[1] is Phase.SHADOW
     offered.close()
     offered.open()
-    offered.coordinator.judge_rollout()
+    offered.coordinator.delivery.judge()
     assert phases(offered)[1] is Phase.SHADOW
-    offered.coordinator.pause_rollout(paused=False)
-    offered.coordinator.judge_rollout()
+    offered.coordinator.delivery.pause(paused=False)
+    offered.coordinator.delivery.judge()
     assert phases(offered)[1] is Phase.WAVE
 
 
 def test_a_pause_does_not_use_up_the_patience(offered: Fleet) -> None:
-    offered.coordinator.pause_rollout(paused=True)
+    offered.coordinator.delivery.pause(paused=True)
     offered.pass_time(timedelta(days=9))
-    offered.coordinator.pause_rollout(paused=False)
-    offered.coordinator.judge_rollout()
+    offered.coordinator.delivery.pause(paused=False)
+    offered.coordinator.delivery.judge()
     assert phases(offered)[1] is Phase.SHADOW
 
 
 def test_a_release_in_its_first_wave_is_withdrawn_for_what_was_served_before(offered: Fleet) -> None:
     report_all(offered, won=5)
-    offered.coordinator.judge_rollout()
+    offered.coordinator.delivery.judge()
     assert phases(offered)[1] is Phase.WAVE
-    withdrawal = offered.coordinator.withdraw_newest()
+    withdrawal = offered.coordinator.delivery.withdraw_newest()
     assert (withdrawal.number, withdrawal.base, withdrawal.withdraws) == (2, 0, 1)
     assert phases(offered) == [Phase.DONE, Phase.HALTED, Phase.DONE]
     assert (published(offered).release, published(offered).serving) == (2, 2)
@@ -76,9 +76,9 @@ def test_a_release_in_its_first_wave_is_withdrawn_for_what_was_served_before(off
 def test_a_release_that_all_serve_is_withdrawn_too(offered: Fleet) -> None:
     for _ in range(4):
         report_all(offered, won=5 if phases(offered)[1] is Phase.SHADOW else 1)
-        offered.coordinator.judge_rollout()
+        offered.coordinator.delivery.judge()
     assert phases(offered)[1] is Phase.DONE
-    withdrawal = offered.coordinator.withdraw_newest()
+    withdrawal = offered.coordinator.delivery.withdraw_newest()
     assert (withdrawal.base, withdrawal.withdraws) == (0, 1)
     assert published(offered).serving == 2
 
@@ -86,9 +86,9 @@ def test_a_release_that_all_serve_is_withdrawn_too(offered: Fleet) -> None:
 def test_a_withdrawal_that_a_crash_cut_short_is_finished_at_the_next_start(
     offered: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offered.coordinator, "_withdraw", lambda number: (_ for _ in ()).throw(SystemExit))
+    monkeypatch.setattr(offered.coordinator.delivery, "_withdraw", lambda number: (_ for _ in ()).throw(SystemExit))
     with pytest.raises(SystemExit):
-        offered.coordinator.withdraw_newest()
+        offered.coordinator.delivery.withdraw_newest()
     offered.close()
     offered.open()
     assert phases(offered) == [Phase.DONE, Phase.HALTED, Phase.DONE]
@@ -96,10 +96,10 @@ def test_a_withdrawal_that_a_crash_cut_short_is_finished_at_the_next_start(
 
 def test_what_nobody_serves_is_not_withdrawn_again(offered: Fleet) -> None:
     offered.pass_time(timedelta(hours=2))
-    offered.coordinator.judge_rollout()
+    offered.coordinator.delivery.judge()
     assert phases(offered)[1] is Phase.KEPT_OLD
     with pytest.raises(RefusedError) as caught:
-        offered.coordinator.withdraw_newest()
+        offered.coordinator.delivery.withdraw_newest()
     assert caught.value.code == "not-served"
 
 

@@ -55,7 +55,7 @@ def test_I2_an_update_is_on_record_and_its_delta_on_disk_when_it_is_acknowledged
 
 
 def test_I2_a_report_is_on_record_when_it_is_acknowledged(tmp_path: Path, fleet: Fleet) -> None:
-    fleet.coordinator._announce(fleet.bases[0], Phase.SHADOW)
+    fleet.coordinator.delivery._announce(fleet.bases[0], Phase.SHADOW)
     fleet.report("node-2", won=4, lost=1)
     assert read(fleet, "select node, won, lost from report") == [("node-2", 4, 1)]
 

@@ -111,7 +111,7 @@ def sixteen(tmp_path: Path, template: Template) -> Fleet:
     settings = SETTINGS.changed(release={"every_rounds": 1, "waves": (0.05, 0.25, 1.0), "probation_windows": 10})
     fleet = Fleet(tmp_path / "coordinator", template, settings, nodes=16)
     fleet.play_round()
-    fleet.coordinator.offer_release()
+    fleet.coordinator.delivery.offer_newest()
     return fleet
 
 
@@ -129,13 +129,13 @@ def policy(fleet: Fleet) -> dict[str, Any]:
 
 def report(fleet: Fleet, won: int, lost: int, *, of: int | None = None) -> None:
     """All that are waited for report the same, or the first ``of`` of them; then the coordinator judges."""
-    for name in sorted(fleet.coordinator.reporters())[:of]:
+    for name in sorted(fleet.coordinator.delivery.reporters())[:of]:
         fleet.report(name, won, lost)
-    fleet.coordinator.judge_rollout()
+    fleet.coordinator.delivery.judge()
 
 
 def test_a_good_release_goes_from_shadow_through_three_waves_to_everybody(sixteen: Fleet) -> None:
-    assert len(sixteen.coordinator.reporters()) == 16
+    assert len(sixteen.coordinator.delivery.reporters()) == 16
     seen = []
     for _ in range(4):
         report(sixteen, won=1, lost=0)
@@ -146,15 +146,15 @@ def test_a_good_release_goes_from_shadow_through_three_waves_to_everybody(sixtee
         seen.append((phase, len(exposed)))
     assert seen == [(Phase.WAVE, 1), (Phase.WAVE, 4), (Phase.WAVE, 16), (Phase.DONE, 16)]
     assert sixteen.coordinator.registry.releases.serving().number == 1
-    assert sixteen.coordinator.report_instruction() is None
+    assert sixteen.coordinator.delivery.question() is None
 
 
 def test_a_wave_of_five_percent_of_sixteen_asks_one_node(sixteen: Fleet) -> None:
     report(sixteen, won=1, lost=0)
-    [canary] = sixteen.coordinator.reporters()
+    [canary] = sixteen.coordinator.delivery.reporters()
     assert policy(sixteen)["threshold"] == min(wave_hash(policy(sixteen)["salt"], name) for name in sixteen.names)
     assert wave_hash(policy(sixteen)["salt"], canary) == policy(sixteen)["threshold"]
-    instruction = sixteen.coordinator.report_instruction()
+    instruction = sixteen.coordinator.delivery.question()
     assert instruction is not None
     assert (instruction.release, instruction.watch, instruction.quota) == (1, Watch.PROBATION, 10)
 
@@ -168,10 +168,10 @@ def test_a_release_that_looks_worse_in_shadow_is_never_served(sixteen: Fleet) ->
 
 
 def test_a_fleet_that_does_not_report_keeps_the_old_release_when_patience_is_over(sixteen: Fleet) -> None:
-    sixteen.coordinator.judge_rollout()
+    sixteen.coordinator.delivery.judge()
     assert newest(sixteen)[1].phase is Phase.SHADOW
     sixteen.pass_time(SETTINGS.release.patience)
-    sixteen.coordinator.judge_rollout()
+    sixteen.coordinator.delivery.judge()
     assert newest(sixteen)[1].phase is Phase.KEPT_OLD
 
 
@@ -197,7 +197,7 @@ def test_I5_a_withdrawal_goes_back_to_what_was_served_last_and_not_to_the_beginn
     for _ in range(4):
         report(sixteen, won=1, lost=0)
     sixteen.play_round()
-    sixteen.coordinator.offer_release()
+    sixteen.coordinator.delivery.offer_newest()
     halt(sixteen)
     numbers = {release.number: release for release, _ in sixteen.coordinator.registry.releases.all()}
     assert (numbers[3].withdraws, numbers[3].base, numbers[3].payload) == (2, 1, numbers[1].payload)
@@ -209,7 +209,7 @@ def test_I5_a_coordinator_killed_between_the_halt_and_the_withdrawal_withdraws(
     def killed(number: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sixteen.coordinator, "_withdraw", killed)
+    monkeypatch.setattr(sixteen.coordinator.delivery, "_withdraw", killed)
     with pytest.raises(KeyboardInterrupt):
         halt(sixteen)
     assert newest(sixteen)[1].phase is Phase.HALTED
@@ -224,10 +224,10 @@ def test_I5_a_coordinator_killed_between_the_halt_and_the_withdrawal_withdraws(
 
 def test_no_release_is_offered_while_one_is_rolled_out_and_the_next_one_follows(sixteen: Fleet) -> None:
     sixteen.play_round()
-    sixteen.coordinator.offer_release()
+    sixteen.coordinator.delivery.offer_newest()
     assert newest(sixteen)[0].number == 1
     report(sixteen, won=0, lost=6)
-    sixteen.coordinator.offer_release()
+    sixteen.coordinator.delivery.offer_newest()
     assert (newest(sixteen)[0].number, newest(sixteen)[0].base) == (2, 2)
 
 
@@ -236,7 +236,7 @@ def test_a_release_is_due_after_its_rounds(tmp_path: Path, template: Template) -
     offered = []
     for _ in range(4):
         fleet.play_round()
-        fleet.coordinator.offer_release()
+        fleet.coordinator.delivery.offer_newest()
         offered.append(newest(fleet)[0].number)
         while fleet.coordinator.registry.releases.running():
             report(fleet, won=1, lost=0)
@@ -276,11 +276,11 @@ def test_no_evidence_opens_no_wave(noise: float) -> None:
 
 def test_weights_that_an_operator_brings_are_rolled_out_like_any_and_training_goes_on_beside_them(fleet: Fleet) -> None:
     trained = fleet.play_round()
-    brought = fleet.coordinator.master(trained) + 1
-    fleet.coordinator.offer(brought)
+    brought = fleet.coordinator.bases.master(trained) + 1
+    fleet.coordinator.delivery.offer(brought)
     release, state = newest(fleet)
     assert (release.number, release.base, state.phase) == (1, 2, Phase.SHADOW)
-    assert (fleet.coordinator.master(fleet.bases[2]) == brought).all()
+    assert (fleet.coordinator.bases.master(fleet.bases[2]) == brought).all()
     assert [base.number for base in fleet.bases if base.payload == trained.payload] == [1, 3]
     fleet.close()
     fleet.open()
@@ -294,8 +294,8 @@ def test_weights_that_an_operator_brings_are_rolled_out_like_any_and_training_go
 
 
 def test_an_operator_offers_one_release_at_a_time(fleet: Fleet) -> None:
-    weights = fleet.coordinator.master(fleet.bases[0])
-    fleet.coordinator.offer(weights + 1)
+    weights = fleet.coordinator.bases.master(fleet.bases[0])
+    fleet.coordinator.delivery.offer(weights + 1)
     with pytest.raises(UsageError, match="release 1 is being rolled out"):
-        fleet.coordinator.offer(weights + 2)
+        fleet.coordinator.delivery.offer(weights + 2)
     assert (newest(fleet)[0].number, len(fleet.bases)) == (1, 3)

@@ -168,10 +168,8 @@ def test_I5_the_base_on_the_shelf_is_the_one_on_record(fleet: Fleet) -> None:
     base = fleet.play_round()
     assert base.published
     weights = fleet.repository.target("bases/00000001/weights.bin")
-    assert weights == fleet.template.quantize(fleet.coordinator.master(base))
-    assert fleet.coordinator.registry.rounds.bases()[-1].payload in str(
-        fleet.repository.target("bases/00000001/manifest.json")
-    )
+    assert weights == fleet.template.quantize(fleet.coordinator.bases.master(base))
+    assert fleet.coordinator.bases.newest().payload in str(fleet.repository.target("bases/00000001/manifest.json"))
 
 
 def test_I8_an_update_of_a_node_revoked_after_it_sent_is_not_in_the_aggregate(fleet: Fleet, tmp_path: Path) -> None:
@@ -248,6 +246,6 @@ def test_a_stale_delta_counts_less_than_a_fresh_one(fleet: Fleet) -> None:
     assert {entry.staleness for entry in fleet.coordinator.registry.rounds.entries(round_)} == {0, 1}
     before = fleet.bases[-1]
     fleet.settle(round_)
-    last_step = fleet.coordinator.master(before) - fleet.coordinator.master(fleet.bases[0])
-    moved = fleet.coordinator.master(fleet.bases[-1]) - fleet.coordinator.master(before)
+    last_step = fleet.coordinator.bases.master(before) - fleet.coordinator.bases.master(fleet.bases[0])
+    moved = fleet.coordinator.bases.master(fleet.bases[-1]) - fleet.coordinator.bases.master(before)
     np.testing.assert_allclose(moved - 0.5 * last_step, 0.1 * (1 + 2**-0.5) / 2, rtol=1e-3)

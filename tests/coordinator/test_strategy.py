@@ -120,6 +120,6 @@ def test_momentum_survives_the_coordinator(tmp_path: Path, template: Template) -
         fleet.settle(round_)
         fleet.close()
         fleet.open()
-    master = fleet.coordinator.master(fleet.bases[-1])
+    master = fleet.coordinator.bases.master(fleet.bases[-1])
     moved = 0.25 * math.fsum([1, 1.5, 1.75])  # each step is the mean and half of the step before
     np.testing.assert_allclose(master - warm_start(), moved, rtol=1e-5)

@@ -15,7 +15,6 @@ from torch import nn
 
 from coordinator.coordinator import Coordinator
 from coordinator.publisher import Publisher
-from coordinator.rounds import BaseRow
 from coordinator.server_app import UPDATE, server_app
 from fleet import flwr_compat
 from fleet.messages import CODEC, Update, UpdateInstruction, encode, update_key
@@ -234,11 +233,7 @@ class Fleet:
             key=COORDINATOR_KEY,
             clock=lambda: self.now,
         )
-        start = np.zeros(SIZE, np.float32)
-        vault = self.coordinator._vault
-        none = vault.put(np.zeros(0, np.float32))
-        payload = sha256(template.quantize(start))
-        self.rounds.add_bases(BaseRow(0, 0, payload, vault.put(start), none, published=True))
+        self.coordinator.bases.begin(lambda: np.zeros(SIZE, np.float32))
         for name, node_id in zip(KEYS, IDS, strict=True):
             self.coordinator.enrol(name, KEYS[name].public_key(), node_id)
 
@@ -252,13 +247,13 @@ class Fleet:
         def pause() -> None:
             self.now = self.rounds.current().deadline
 
-        for name in ("offer_release", "judge_rollout"):  # these need a model
-            monkeypatch.setattr(self.coordinator, name, lambda: None)
+        for name in ("offer_newest", "judge"):  # these need a model
+            monkeypatch.setattr(self.coordinator.delivery, name, lambda: None)
         server_app(self.coordinator, pause=pause, timeout_s=0)(network, flwr_compat.context(1, 1))
         self.now += EVERY
 
     def master(self) -> Flat:
-        return self.coordinator.master(self.rounds.bases()[-1])
+        return self.coordinator.bases.master(self.coordinator.bases.newest())
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def world(folder):
     return World(folder, plan.task, plan.settings, plan.fleet, seed=0, started=time.monotonic())
 
 def weights(world):
-    return world.coordinator.master(world.coordinator.registry.rounds.bases()[3]).tolist()
+    return world.coordinator.bases.master(world.coordinator.bases[3]).tolist()
 
 wish = Wish(nodes=4, rounds=4, epsilon=float("inf"))
 plan = scenario(wish)

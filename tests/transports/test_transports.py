@@ -27,7 +27,7 @@ def learned(node: Node, round_: Round) -> str:
 
 def instruction(network: Network, round_: int) -> UpdateInstruction:
     """What the coordinator would ask in a round, from the newest base."""
-    base = network.coordinator.registry.rounds.bases()[-1]
+    base = network.coordinator.bases.newest()
     return UpdateInstruction("toy", now() + timedelta(minutes=5), round_, base.number, base.payload)
 
 
@@ -69,7 +69,7 @@ def test_I1_a_second_ask_is_answered_by_the_same_bytes_and_counted_once(
     round_ = network.play(anna, ben)
     with anna.agent() as agent:  # another session waits: it is for another round
         mu2 = agent.ledger.charge("train/0", noise_multiplier=agent.noise_multiplier, releases=1, purpose="session")
-        base = network.coordinator.registry.rounds.bases()[round_.base]
+        base = network.coordinator.bases[round_.base]
         agent.outbox.put(0 * network.toy.weights(), mu2, base=base.number, base_digest=base.payload)
     counted, charged = network.coordinator.registry.rounds.counted(), anna.charges()
     reply = network.ask(anna, signed(network, replace(instruction(network, round_.number), base=round_.base)))
@@ -159,7 +159,7 @@ def test_I8_a_node_that_is_revoked_is_in_no_round_from_then_on(network: Network,
 
 def test_a_report_on_a_release_in_shadow_is_counted_once(network: Network, anna: Node, ben: Node) -> None:
     network.play(anna, ben)
-    network.coordinator.offer(network.toy.weights(scale=1.5))
+    network.coordinator.delivery.offer(network.toy.weights(scale=1.5))
     with anna.agent() as agent:
         agent.step()
         windows = network.toy.points(8, seed=3)
@@ -168,13 +168,13 @@ def test_a_report_on_a_release_in_shadow_is_counted_once(network: Network, anna:
             assert seq is not None
             agent.label(seq, int(y))
         agent.step()
-    asked = network.coordinator.report_instruction()
+    asked = network.coordinator.delivery.question()
     assert asked is not None
     network.ask_reports()
     counts = network.coordinator.registry.releases.counts(asked.release, Watch.SHADOW)
     assert counts.keys() == {"anna"}
-    reply = network.ask(anna, network.coordinator.sealed(asked), REPORT)
+    reply = network.ask(anna, network.coordinator.delivery.sealed(asked), REPORT)
     record = reply.content.config_records["report"]
     again = Sealed(bytes(record["body"]), bytes(record["signature"]))  # type: ignore[arg-type]
-    network.coordinator.receive_report(asked, "anna", again)
+    network.coordinator.delivery.receive(asked, "anna", again)
     assert network.coordinator.registry.releases.counts(asked.release, Watch.SHADOW) == counts
