@@ -109,7 +109,7 @@ class Access:
         """
         try:
             name = claimed(sealed, "node")
-            member = self._registry.roster.members().get(name)
+            member = self._registry.roster.member(name)
             if member is None:
                 raise RefusedError("unknown-node", f"no node {name[:80]!r} is enrolled")
             request = TokenRequest.of(unseal(TokenRequest.PURPOSE, sealed, member.key))

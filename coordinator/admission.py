@@ -1,7 +1,7 @@
 """May this reply be counted? Every check comes before any strategy; a bad reply is dropped, with one word why."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,6 +30,9 @@ class Member:
     ledger_seq: int
 
 
+Find = Callable[[str], Member | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What an update must fit: task, size of the delta, longest norm of an honest one, staleness, known bases."""
@@ -50,16 +53,14 @@ class Admitted:
     norm: float
 
 
-def admit(
-    sealed: Sealed, payload: bytes, *, codec: str, members: Mapping[str, Member], round_: Round, rules: Rules
-) -> Admitted:
+def admit(sealed: Sealed, payload: bytes, *, codec: str, member: Find, round_: Round, rules: Rules) -> Admitted:
     """The update, if it may be counted in ``round_``.
 
     Raises:
         RefusedError: With the code of the first check that failed, cheapest checks first.
     """
     _require(len(payload) <= 4 * rules.size, "oversized", f"{len(payload)} bytes, at most {4 * rules.size}")
-    update, member = _opened(Update, sealed, members)
+    update, author = _opened(Update, sealed, member)
     _require(update.task == rules.task, "task", f"for task {update.task!r}")
     _require(update.round == round_.number, "round", f"for round {update.round}, open is {round_.number}")
     _require(rules.bases.get(update.base) == update.base_digest, "base", f"base {update.base} is not ours")
@@ -67,7 +68,7 @@ def admit(
     _require(0 <= age <= rules.max_staleness, "stale", f"learned {age} bases ago, at most {rules.max_staleness}")
     key = update_key(update.node, update.task, update.round, update.base_digest)
     _require(update.key == key, "key", "the idempotency key is not the hash of its fields")
-    _require(update.ledger_seq >= member.ledger_seq, "ledger", "the node's ledger went back")
+    _require(update.ledger_seq >= author.ledger_seq, "ledger", "the node's ledger went back")
     _require(update.spent_mu2 > 0, "ledger", "nothing was charged")
     _require(update.codec == codec == CODEC, "codec", f"encoded as {codec!r}")
     _require(sha256(payload) == update.payload_digest, "payload", "the delta is not the one that was signed")
@@ -77,15 +78,13 @@ def admit(
     return Admitted(update, delta, norm)
 
 
-def admit_report(
-    sealed: Sealed, *, members: Mapping[str, Member], instruction: ReportInstruction, noise_std: float
-) -> Report:
+def admit_report(sealed: Sealed, *, member: Find, instruction: ReportInstruction, noise_std: float) -> Report:
     """The report, if it answers ``instruction`` with counts that its windows and their noise can give.
 
     Raises:
         RefusedError: With the code of the first check that failed.
     """
-    report, _ = _opened(Report, sealed, members)
+    report, _ = _opened(Report, sealed, member)
     asked = (instruction.task, instruction.release, instruction.watch, instruction.quota)
     _require((report.task, report.release, report.watch, report.quota) == asked, "question", "answers another question")
     slack = math.ceil(NOISE_TAIL * noise_std)
@@ -95,12 +94,13 @@ def admit_report(
     return report
 
 
-def _opened(kind: type[Signed], sealed: Sealed, members: Mapping[str, Member]) -> tuple[Signed, Member]:
+def _opened(kind: type[Signed], sealed: Sealed, find: Find) -> tuple[Signed, Member]:
     """The signed fields and their author, whom the fields name and the signature proves."""
     try:
         name = claimed(sealed, "node")
-        _require(name in members, "unknown-node", f"no node {name!r} is enrolled")
-        member = members[name]
+        member = find(name)
+        if member is None:
+            raise RefusedError("unknown-node", f"no node {name!r} is enrolled")
         _require(not member.revoked, "revoked", f"{name} was revoked")
         return kind.of(unseal(kind.PURPOSE, sealed, member.key)), member
     except SignatureError as error:

@@ -21,9 +21,13 @@ class Bases:
         self._publisher = publisher
 
     def begin(self, warm_start: Callable[[], Flat]) -> None:
-        """Make base 0 of a warm start ``(n,)``, unless there is one; publish what an interruption left unpublished."""
+        """Make base 0 of a warm start ``(n,)``, unless there is one."""
         if not self._rounds.bases():
             self._found(warm_start())
+        self.finish()
+
+    def finish(self) -> None:
+        """Publish what a crash or an error left unpublished."""
         for base in self._rounds.bases():
             if not base.published:
                 self.publish(base)

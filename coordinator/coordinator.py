@@ -18,7 +18,7 @@ from coordinator.round import Round, RoundState, is_due, verdict
 from coordinator.rounds import Refusal
 from coordinator.strategy import ServerStep
 from coordinator.vault import Vault
-from fleet.errors import RefusedError
+from fleet.errors import RefusedError, TamperedError
 from fleet.events import Record, ignore
 from fleet.messages import UpdateInstruction
 from fleet.privacy.gaussian import Budget
@@ -81,7 +81,12 @@ class Coordinator:
     def begin(self, warm_start: Callable[[], Flat]) -> None:
         """Make base 0 and release 0 of a warm start, unless they are there; finish what was interrupted."""
         self.bases.begin(warm_start)
-        self.delivery.begin()
+        self.delivery.finish()
+
+    def finish(self) -> None:
+        """Do what a crash or an error cut short: what is on record is on the shelf, a halted release is withdrawn."""
+        self.bases.finish()
+        self.delivery.finish()
 
     def enrol(self, name: str, key: Ed25519PublicKey, flower_id: int) -> None:
         """Add a node to the fleet."""
@@ -93,7 +98,7 @@ class Coordinator:
         Raises:
             RefusedError: ``unknown-node``.
         """
-        if name not in self.registry.roster.members():
+        if self.registry.roster.member(name) is None:
             raise RefusedError("unknown-node", f"no node {name!r} is enrolled")
         self.registry.roster.revoke(name)
         self._record("revoked", node=name)
@@ -139,7 +144,7 @@ class Coordinator:
                 sealed,
                 payload,
                 codec=codec,
-                members=self.registry.roster.members(),
+                member=self.registry.roster.member,
                 round_=round_,
                 rules=self._rules(),
             )
@@ -162,8 +167,8 @@ class Coordinator:
         )
         if state is RoundState.CLOSED:
             try:
-                self._close(round_)
-            except ValueError as error:  # a master that cannot be quantized: the round fails, and the next may not
+                state = self._close(round_)
+            except (ValueError, TamperedError) as error:  # cannot be quantized, or read: the next round's may be
                 state = RoundState.FAILED
                 self._record("unusable", round=round_.number, reason=str(error))
         if state is RoundState.FAILED:
@@ -171,17 +176,20 @@ class Coordinator:
             self._record("round-failed", round=round_.number, updates=admitted, asked=asked)
         return state
 
-    def _close(self, round_: Round) -> None:
+    def _close(self, round_: Round) -> RoundState:
+        """Still open, if a node was revoked while the mean was made."""
         rounds = self.registry.rounds
         entries = rounds.entries(round_)
         mean = RULES[self._settings.round.aggregation](entries, self._spool.get)
         last = self.bases.newest()
         master, memory = self._server_step(last.number + 1, self.bases.master(last), mean, self.bases.memory(last))
         base = self.bases.next(round_.number, master, memory)
-        rounds.close(round_, base, [entry.key for entry in entries])
+        if not rounds.close(round_, base, entries):
+            return RoundState.OPEN
         self.bases.publish(base)
         self._spool.clear()
         self._record("round-closed", round=round_.number, updates=len(entries), base=base.number)
+        return RoundState.CLOSED
 
     def _rules(self) -> Rules:
         settings = self._settings

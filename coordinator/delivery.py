@@ -19,7 +19,7 @@ from fleet.events import Record
 from fleet.evidence import Pooled
 from fleet.messages import ReportInstruction
 from fleet.privacy.gaussian import Budget
-from fleet.release import Release, Rollout
+from fleet.release import Release, Rollout, wave_threshold
 from fleet.settings import Settings
 from fleet.signing import Sealed
 from fleet.task import Task
@@ -53,14 +53,14 @@ class Delivery:
         self._record = record
         self._noise_std = Budget(settings.privacy.epsilon, settings.privacy.delta, task.unit.group).noise_multiplier(1)
 
-    def begin(self) -> None:
-        """Make release 0, unless it is there; finish what was interrupted."""
+    def finish(self) -> None:
+        """Make release 0, unless it is there; finish what a crash or an error cut short."""
         newest = self._releases.newest()
         if newest is None:
             self._announce(self._bases[0], Phase.DONE)
         else:
             self._publish_release(*newest)
-            if newest[1].phase is Phase.HALTED:  # killed between the halt and its withdrawal
+            if newest[1].phase is Phase.HALTED:  # cut short between the halt and its withdrawal
                 self._withdraw(newest[0].number)
 
     def is_due(self) -> bool:
@@ -119,8 +119,9 @@ class Delivery:
     def receive(self, instruction: ReportInstruction, node: str, sealed: Sealed) -> None:
         """Admit a report and make it durable, or record why not."""
         try:
-            members = self._roster.members()
-            report = admit_report(sealed, members=members, instruction=instruction, noise_std=self._noise_std)
+            report = admit_report(
+                sealed, member=self._roster.member, instruction=instruction, noise_std=self._noise_std
+            )
             self._releases.accept(report)
         except RefusedError as error:
             self._record("report-refused", release=instruction.release, node=node, code=error.code, reason=str(error))
@@ -130,6 +131,9 @@ class Delivery:
         while running := self._releases.running():
             release, state = running
             asked = self._asked(state)
+            if not asked and self._roster.active():  # everybody whom the wave exposed is out of the fleet
+                self._go(self._drawn(replace(state, since=self._clock())))
+                continue
             counts = self._releases.counts(state.release, state.watch)
             given = [counts[name] for name in asked if name in counts]
             quota = release.shadow_windows if state.phase is Phase.SHADOW else release.probation_windows
@@ -137,11 +141,16 @@ class Delivery:
             judged = judge(state, evidence, asked=len(asked), settings=self._settings, now=self._clock())
             if judged == state:
                 return
-            self._move(judged, evidence)
+            self._move(self._drawn(judged), evidence)
+
+    def _drawn(self, state: RolloutState) -> RolloutState:
+        """With the threshold of the wave that opens, if one does."""
+        if state.phase is not Phase.WAVE:
+            return state
+        today = wave_threshold(state.salt, self._roster.active(), self._settings.waves[state.wave - 1])
+        return replace(state, threshold=max(today, state.threshold))
 
     def _move(self, state: RolloutState, evidence: Pooled) -> None:
-        self._releases.move(state)
-        self._publish_rollout(state)
         self._record(
             "rollout",
             release=state.release,
@@ -151,8 +160,7 @@ class Delivery:
             gain=round(evidence.gain, 4),
             error=round(evidence.error, 4) if math.isfinite(evidence.error) else None,
         )
-        if state.phase is Phase.HALTED:
-            self._withdraw(state.release)
+        self._go(state)
 
     def pause(self, *, paused: bool) -> RolloutState:
         """Let the running rollout stand still, or go on; its patience begins anew.
@@ -182,13 +190,15 @@ class Delivery:
                 "nothing-before", f"release {release.number} is the first: there is nothing to go back to"
             )
         self._record("rollout", release=release.number, phase=Phase.HALTED.value, reason="withdrawn by the operator")
-        self._halt(replace(state, phase=Phase.HALTED, since=self._clock(), paused=False))
+        self._go(replace(state, phase=Phase.HALTED, since=self._clock(), paused=False))
         return self._releases.all()[-1][0]
 
-    def _halt(self, state: RolloutState) -> None:
+    def _go(self, state: RolloutState) -> None:
+        """A step is on record before it is on the shelf; a halt goes on to its withdrawal."""
         self._releases.move(state)
         self._publish_rollout(state)
-        self._withdraw(state.release)
+        if state.phase is Phase.HALTED:
+            self._withdraw(state.release)
 
     def _withdraw(self, number: int) -> None:
         """Going back is a new number that points at old weights."""
@@ -220,5 +230,4 @@ class Delivery:
         self._publisher.rollout(self._rollout(state))
 
     def _rollout(self, state: RolloutState) -> Rollout:
-        rollout = rollout_of(state, list(self._roster.active()), self._settings.waves)
-        return replace(rollout, serving=self._releases.serving().number)
+        return replace(rollout_of(state), serving=self._releases.serving().number)

@@ -13,7 +13,6 @@ from fleet.release import (
     base_path,
     release_path,
     template_path,
-    wave_threshold,
 )
 from fleet.settings import ReleaseSettings
 from fleet.signing import sha256
@@ -99,12 +98,8 @@ class Publisher:
         self._repository.heartbeat()
 
 
-def rollout_of(state: RolloutState, roster: list[str], waves: tuple[float, ...]) -> Rollout:
+def rollout_of(state: RolloutState) -> Rollout:
     """The policy that a rollout's state amounts to: nobody in shadow, a wave's share, or everybody."""
-    threshold = ""
-    if state.phase is Phase.DONE:
-        threshold = EVERYBODY
-    elif state.phase is Phase.WAVE:
-        threshold = wave_threshold(state.salt, roster, waves[state.wave - 1])
+    threshold = {Phase.DONE: EVERYBODY, Phase.WAVE: state.threshold}.get(state.phase, "")
     halted = state.phase in (Phase.HALTED, Phase.KEPT_OLD)
     return Rollout(state.release, state.salt, threshold, halted)

@@ -43,8 +43,8 @@ class Releases:
         """Record that a rollout went on."""
         query = update(releases).where(releases.c.number == state.release)
         with self._engine.begin() as connection:
-            values = {"phase": state.phase.value, "wave": state.wave, "since": state.since, "paused": state.paused}
-            connection.execute(query.values(values))
+            values = {name: getattr(state, name) for name in ("wave", "since", "paused", "threshold")}
+            connection.execute(query.values(phase=state.phase.value, **values))
 
     def all(self) -> list[tuple[Release, RolloutState]]:
         """Every release and where its rollout stands, oldest first."""
@@ -98,5 +98,6 @@ class Releases:
 
 
 def _values(row: Row[Any]) -> tuple[Release, RolloutState]:
-    state = RolloutState(row.number, row.salt, Phase(row.phase), row.wave, row.since.replace(tzinfo=UTC), row.paused)
+    phase, since = Phase(row.phase), row.since.replace(tzinfo=UTC)
+    state = RolloutState(row.number, row.salt, phase, row.wave, since, row.paused, row.threshold)
     return Release.from_bytes(row.manifest), state

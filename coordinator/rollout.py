@@ -24,7 +24,11 @@ RUNNING = frozenset({Phase.SHADOW, Phase.WAVE})
 
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """``wave`` counts open waves; ``since`` is when this phase or this wave began. Paused, nothing moves."""
+    """``wave`` counts open waves; ``since`` is when this phase or this wave began. Paused, nothing moves.
+
+    ``threshold`` is the hash up to which nodes are in the open wave. It is drawn when the wave opens: who comes or
+    goes later does not change whom the wave exposed.
+    """
 
     release: int
     salt: str
@@ -32,6 +36,7 @@ class RolloutState:
     wave: int
     since: datetime
     paused: bool = False
+    threshold: str = ""
 
     @property
     def watch(self) -> Watch:

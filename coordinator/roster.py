@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from coordinator.admission import Member
 from coordinator.tables import nodes, nonces
+from fleet.enrolment import NAME
 from fleet.errors import RefusedError, TamperedError
 
 
@@ -71,16 +72,15 @@ class Roster:
         with self._engine.begin() as connection:
             connection.execute(update(nodes).where(nodes.c.name == name).values(revoked=True))
 
-    def members(self) -> dict[str, Member]:
-        """All nodes ever enrolled, revoked ones too."""
+    def member(self, name: str) -> Member | None:
+        """The node of this name, even a revoked one; None where a stranger sends what is no name at all."""
+        if not NAME.fullmatch(name):
+            return None
         with self._engine.begin() as connection:
-            rows = connection.execute(select(nodes))
-            return {
-                row.name: Member(
-                    row.name, Ed25519PublicKey.from_public_bytes(row.public_key), row.revoked, row.ledger_seq
-                )
-                for row in rows
-            }
+            row = connection.execute(select(nodes).where(nodes.c.name == name)).one_or_none()
+        if row is None:
+            return None
+        return Member(row.name, Ed25519PublicKey.from_public_bytes(row.public_key), row.revoked, row.ledger_seq)
 
     def active(self) -> dict[str, int]:
         """Flower's id of each node that was not revoked."""

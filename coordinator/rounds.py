@@ -123,11 +123,8 @@ class Rounds:
 
     def entries(self, round_: Round) -> list[Entry]:
         """Updates that the round's aggregate is made of; none of a node that was revoked meanwhile."""
-        query = select(updates).join(nodes, nodes.c.name == updates.c.node)
-        query = query.where(updates.c.round == round_.number, ~nodes.c.revoked)
         with self._engine.begin() as connection:
-            rows = connection.execute(query.order_by(updates.c.key)).all()
-        return [Entry(row.key, row.payload, row.norm, round_.base - row.base) for row in rows]
+            return _entries(connection, round_)
 
     def closed(self) -> int:
         """How many rounds ended in a base."""
@@ -139,15 +136,21 @@ class Rounds:
         with self._engine.begin() as connection:
             return connection.execute(query).scalar_one()
 
-    def close(self, round_: Round, base: BaseRow, counted: Sequence[str]) -> None:
-        """Close a round: its updates are counted, once, and its base has its number for ever. One transaction."""
+    def close(self, round_: Round, base: BaseRow, counted: Sequence[Entry]) -> bool:
+        """Close a round: its updates are counted, once, and its base has its number for ever. One transaction.
+
+        False, and nothing is changed, if ``counted`` are not the round's entries any more: a node was revoked.
+        """
         with self._engine.begin() as connection:
+            if _entries(connection, round_) != counted:
+                return False
             _set_state(connection, round_.number, RoundState.CLOSED)
             _insert_base(connection, base)
-            for key in counted:
-                query = update(updates).where(updates.c.key == key, updates.c.aggregate.is_(None))
+            for entry in counted:
+                query = update(updates).where(updates.c.key == entry.key, updates.c.aggregate.is_(None))
                 if connection.execute(query.values(aggregate=base.number)).rowcount != 1:
-                    raise TamperedError(f"update {key[:12]} is in an aggregate already")
+                    raise TamperedError(f"update {entry.key[:12]} is in an aggregate already")
+        return True
 
     def add_bases(self, *made: BaseRow) -> None:
         """Record bases that no round made: the warm start, or weights that an operator brought."""
@@ -164,6 +167,13 @@ class Rounds:
         """All bases, oldest first."""
         with self._engine.begin() as connection:
             return [BaseRow(*row) for row in connection.execute(select(bases).order_by(bases.c.number))]
+
+
+def _entries(connection: Connection, round_: Round) -> list[Entry]:
+    query = select(updates).join(nodes, nodes.c.name == updates.c.node)
+    query = query.where(updates.c.round == round_.number, ~nodes.c.revoked)
+    rows = connection.execute(query.order_by(updates.c.key))
+    return [Entry(row.key, row.payload, row.norm, round_.base - row.base) for row in rows]
 
 
 def _open_round(connection: Connection) -> Round | None:

@@ -61,6 +61,7 @@ class Service:
         self._wishes: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._stopping = False
         self._next_renewal = 0.0
+        self._cut_short = False
 
     def run(self, *, to_the_end: bool = False) -> None:
         """Play until ``stop``, or until there is nothing left to play. What fails is recorded and tried again."""
@@ -80,7 +81,7 @@ class Service:
         with suppress(StoppedError):
             while not (to_the_end and self.is_over()):
                 try:
-                    self._renew()
+                    self._keep_up()
                     if self._is_due():
                         app(grid, flwr_compat.context(grid.run.run_id, flwr_compat.COORDINATOR_ID))
                         if not reports.under_way:
@@ -91,6 +92,7 @@ class Service:
                 except LinkError as error:
                     self._record("run-ended", reason=str(error))
                 except Exception as error:  # noqa: BLE001 - the loop of a program: it goes on
+                    self._cut_short = True
                     self._record("window-failed", error=type(error).__name__, reason=str(error)[:500])
                 self._wait(IDLE_S)
         grid.end()
@@ -197,12 +199,14 @@ class Service:
         try:
             done.set_result(wish())
         except Exception as error:  # noqa: BLE001 - belongs to whoever wished
+            self._cut_short = self._cut_short or not isinstance(error, RefusedError)
             done.set_exception(error)
 
     # when
 
     def _pause(self, grid: "EmbeddedGrid | StockGrid", reports: Reports) -> None:
         """Rollouts go on while a round is open: a round takes as long as its slowest node."""
+        self._keep_up()
         reports.look(grid)
         self._coordinator.delivery.judge()
         self._wait(LOOK_S)
@@ -210,7 +214,11 @@ class Service:
     def _is_due(self) -> bool:
         return self._coordinator.round_is_due() or self._coordinator.registry.releases.running() is not None
 
-    def _renew(self) -> None:
+    def _keep_up(self) -> None:
+        """Finish what an error cut short; sign again what would expire, even in a round that takes days."""
+        if self._cut_short:
+            self._coordinator.finish()
+            self._cut_short = False
         if time.monotonic() >= self._next_renewal:
             self._repository.heartbeat()
             self._next_renewal = time.monotonic() + RENEWAL_S

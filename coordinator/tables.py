@@ -99,6 +99,7 @@ releases = Table(
     Column("wave", Integer, nullable=False),
     Column("since", DateTime(timezone=True), nullable=False),
     Column("paused", Boolean, nullable=False, default=False),
+    Column("threshold", String, nullable=False, default=""),
 )
 
 reports = Table(

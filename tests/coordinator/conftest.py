@@ -103,8 +103,8 @@ class Fleet:
         self.coordinator.registry.close()
 
     def enrol(self, name: str) -> None:
-        known = self.coordinator.registry.roster.members()
-        if name not in known:
+        known = self.coordinator.registry.roster.entries()
+        if name not in {entry.name for entry in known}:
             self.coordinator.enrol(name, key_of(name).public_key(), 1000 + len(known))
 
     def fields(self, name: str, round_: Round, delta: Flat | None = None) -> Update:

@@ -101,7 +101,7 @@ def test_an_invited_node_is_welcomed_and_on_record_and_known_to_flower(door: Doo
     welcome = door.access.enrol(device.request(invitation))
     assert Welcome.checked(welcome.to_json(), invitation).to_json() == welcome.to_json()
     registry = door.fleet.coordinator.registry
-    assert registry.roster.members()["watch-1"].key == device.key.public_key()
+    assert registry.roster.member("watch-1").key == device.key.public_key()
     assert registry.roster.active() == {"watch-1": welcome.flower_id}
     assert list(door.flower.known.values()) == [welcome.flower_id]
 
@@ -136,7 +136,7 @@ def test_a_hundred_enrolments_at_once_with_one_invitation_enrol_one_node(door: D
         outcomes = list(pool.map(enrol, requests))
     assert sorted(outcomes) == ["invitation"] * 99 + ["watch-1"]
     assert len(door.flower.known) == 1
-    assert len(door.fleet.coordinator.registry.roster.members()) == 1
+    assert len(door.fleet.coordinator.registry.roster.entries()) == 1
 
 
 def test_an_invitation_expires(door: Door) -> None:

@@ -155,7 +155,7 @@ def honest(round_: int = 4, base: int = 3) -> Scene:
 
 
 def judged(bad: Sent, rules: Rules = RULES) -> Any:
-    return admit(bad.sealed, bad.payload, codec=bad.codec, members=MEMBERS, round_=ROUND, rules=rules)
+    return admit(bad.sealed, bad.payload, codec=bad.codec, member=MEMBERS.get, round_=ROUND, rules=rules)
 
 
 @attacks
@@ -318,14 +318,14 @@ def report(**changes: Any) -> Report:
 )
 def test_a_bad_report_is_refused_with_its_code(sealed: Sealed, code: str) -> None:
     with pytest.raises(RefusedError) as refused:
-        admit_report(sealed, members=MEMBERS, instruction=INSTRUCTION, noise_std=2.0)
+        admit_report(sealed, member=MEMBERS.get, instruction=INSTRUCTION, noise_std=2.0)
     assert refused.value.code == code
 
 
 @pytest.mark.parametrize(("won", "lost"), [(3, 1), (-16, 10), (10, -16), (26, 0), (0, 26)])
 def test_a_report_within_its_windows_and_their_noise_is_admitted(won: int, lost: int) -> None:
     admitted = admit_report(
-        report(won=won, lost=lost).sealed(MALLORY), members=MEMBERS, instruction=INSTRUCTION, noise_std=2.0
+        report(won=won, lost=lost).sealed(MALLORY), member=MEMBERS.get, instruction=INSTRUCTION, noise_std=2.0
     )
     assert (admitted.won, admitted.lost) == (won, lost)
 

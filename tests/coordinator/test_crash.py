@@ -1,4 +1,4 @@
-"""A coordinator killed at any durable step goes on, opened again, to the end it would have come to."""
+"""A coordinator killed, or failed by its disk, at any durable step goes on to the end it would have come to."""
 
 import hashlib
 import math
@@ -33,8 +33,8 @@ class PowerCut(BaseException):
 
 
 @contextmanager
-def power_for(steps: float) -> Iterator[list[str]]:
-    """Let ``steps`` durable writes and commits pass, then cut the power; what passed.
+def power_for(steps: float, cut: type[BaseException] = PowerCut) -> Iterator[list[str]]:
+    """Let ``steps`` durable writes and commits pass, then cut the power or raise what ``cut`` is; what passed.
 
     Cut instead of step k + 1 is also cut just after step k, so every instant between two steps is tried.
     """
@@ -43,7 +43,7 @@ def power_for(steps: float) -> Iterator[list[str]]:
 
     def spend(step: str) -> None:
         if len(passed) >= steps:
-            raise PowerCut
+            raise cut
         passed.append(step)
 
     def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -193,11 +193,27 @@ STORIES: dict[str, tuple[Callable[[Fleet], None], ...]] = {
 }
 
 
+def start_again(fleet: Fleet) -> None:
+    fleet.close()
+    fleet.open()
+
+
+CUTS: dict[str, tuple[type[BaseException], Callable[[Fleet], None]]] = {
+    "killed": (PowerCut, start_again),
+    "its disk fails once": (OSError, lambda fleet: fleet.coordinator.finish()),
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("how", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
 def test_I1_I5_killed_at_any_durable_step_of_a_round_or_a_release_it_ends_as_if_nothing_had_happened(
-    story: tuple[Callable[[Fleet], None], ...], template: Template, tmp_path: Path
+    story: tuple[Callable[[Fleet], None], ...],
+    how: tuple[type[BaseException], Callable[[Fleet], None]],
+    template: Template,
+    tmp_path: Path,
 ) -> None:
+    error, recover = how
     *before, last = story
     begun = Fleet(tmp_path / "begun", template, ONE_ROUND)
     for play in before:
@@ -219,11 +235,10 @@ def test_I1_I5_killed_at_any_durable_step_of_a_round_or_a_release_it_ends_as_if_
         fleet = copied(f"cut-{cut}")
         witness = Witness(tmp_path / f"witness-{cut}", fleet)
         witness.look()
-        with power_for(cut), pytest.raises(PowerCut):
+        with power_for(cut, error), pytest.raises(error):
             last(fleet)
         witness.installer.refresh()  # what a node sees while the coordinator is down
-        fleet.close()
-        fleet.open()
+        recover(fleet)
         witness.look()
         last(fleet)
         witness.look()

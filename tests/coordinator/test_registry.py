@@ -91,11 +91,11 @@ def test_I8_a_revoked_node_does_not_come_back_by_enrolling_again(fleet: Fleet) -
     fleet.coordinator.registry.roster.revoke("node-0")
     fleet.coordinator.enrol("node-0", key_of("node-0").public_key(), 1000)
     assert "node-0" not in fleet.coordinator.registry.roster.active()
-    assert fleet.coordinator.registry.roster.members()["node-0"].revoked
+    assert fleet.coordinator.registry.roster.member("node-0").revoked
 
 
 def ledger_of(fleet: Fleet) -> int:
-    return fleet.coordinator.registry.roster.members()["node-0"].ledger_seq
+    return fleet.coordinator.registry.roster.member("node-0").ledger_seq
 
 
 def test_the_highest_ledger_number_of_a_node_never_falls(fleet: Fleet) -> None:

@@ -15,7 +15,7 @@ from fleet.errors import UsageError
 from fleet.evidence import Pooled
 from fleet.messages import Watch
 from fleet.quantization import Template
-from fleet.release import ROLLOUT_PATH, Release, wave_hash
+from fleet.release import ROLLOUT_PATH, Release, Rollout, wave_hash, wave_threshold
 from fleet.settings import ReleaseSettings
 from tests.coordinator.conftest import NOW, SETTINGS, Fleet
 
@@ -79,27 +79,18 @@ def test_what_the_evidence_calls_for(
 )
 def test_a_wave_is_its_share_of_the_roster_rounded_up(fraction: float, nodes: int, members: int) -> None:
     roster = [f"node-{index}" for index in range(nodes)]
-    policy = rollout_of(state(Phase.WAVE, 1), roster, (fraction,))
+    policy = rollout_of(replace(state(Phase.WAVE, 1), threshold=wave_threshold("salt", roster, fraction)))
     assert sum(policy.includes(name) for name in roster) == members
 
 
 @pytest.mark.parametrize("phase", [Phase.SHADOW, Phase.KEPT_OLD, Phase.HALTED])
 def test_outside_of_waves_nobody_serves_the_release(phase: Phase) -> None:
     roster = [f"node-{index}" for index in range(16)]
-    assert not any(rollout_of(state(phase), roster, RULES.waves).includes(name) for name in roster)
+    assert not any(rollout_of(state(phase)).includes(name) for name in roster)
 
 
 def test_a_release_that_is_done_is_for_nodes_that_enrol_later_too() -> None:
-    assert rollout_of(state(Phase.DONE), [], RULES.waves).includes("a node of tomorrow")
-
-
-def test_each_wave_holds_the_one_before() -> None:
-    roster = [f"node-{index}" for index in range(40)]
-    waves = [
-        {name for name in roster if rollout_of(state(Phase.WAVE, wave), roster, RULES.waves).includes(name)}
-        for wave in (1, 2, 3)
-    ]
-    assert waves[0] < waves[1] < waves[2] == set(roster)
+    assert rollout_of(state(Phase.DONE)).includes("a node of tomorrow")
 
 
 # through a coordinator: sixteen nodes, a small real model
@@ -147,6 +138,45 @@ def test_a_good_release_goes_from_shadow_through_three_waves_to_everybody(sixtee
     assert seen == [(Phase.WAVE, 1), (Phase.WAVE, 4), (Phase.WAVE, 16), (Phase.DONE, 16)]
     assert sixteen.coordinator.registry.releases.serving().number == 1
     assert sixteen.coordinator.delivery.question() is None
+
+
+def exposed(fleet: Fleet) -> set[str]:
+    """Who may serve the newest release, by the policy that is on the shelf."""
+    rollout = Rollout.from_bytes(fleet.repository.target(ROLLOUT_PATH) or b"")
+    return {name for name in fleet.coordinator.registry.roster.active() if rollout.includes(name)}
+
+
+def test_each_wave_holds_the_one_before_whoever_enrols_meanwhile(sixteen: Fleet) -> None:
+    waves = []
+    for wave in range(3):
+        report(sixteen, won=1, lost=0)
+        waves.append(exposed(sixteen))
+        for number in range(40):
+            sixteen.enrol(f"late-{wave}-{number}")
+    assert waves[0] < waves[1] < waves[2]
+
+
+def test_a_wave_asks_whom_it_exposed_whoever_comes_or_goes(sixteen: Fleet) -> None:
+    report(sixteen, won=1, lost=0)
+    canary = exposed(sixteen)
+    report(sixteen, won=1, lost=0)
+    gone = sorted(exposed(sixteen) - canary)[0]
+    left = exposed(sixteen) - canary - {gone}
+    sixteen.coordinator.revoke(gone)
+    assert set(sixteen.coordinator.delivery.reporters()) == left == exposed(sixteen) - canary
+    for number in range(40):
+        sixteen.enrol(f"late-{number}")
+    assert set(sixteen.coordinator.delivery.reporters()) == exposed(sixteen) - canary > left
+
+
+def test_a_wave_that_was_revoked_whole_is_drawn_anew(sixteen: Fleet) -> None:
+    report(sixteen, won=1, lost=0)
+    [canary] = exposed(sixteen)
+    sixteen.coordinator.revoke(canary)
+    sixteen.coordinator.delivery.judge()
+    [another] = exposed(sixteen)
+    assert newest(sixteen)[1].phase is Phase.WAVE
+    assert list(sixteen.coordinator.delivery.reporters()) == [another]
 
 
 def test_a_wave_of_five_percent_of_sixteen_asks_one_node(sixteen: Fleet) -> None:
