@@ -1,4 +1,4 @@
-"""The append-only record of privacy spent: charged durably before noise is drawn, never refunded."""
+"""The append-only record of privacy spent: charged durably before anything noisy is released, never refunded."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -46,19 +46,26 @@ class Ledger:
             BudgetError: They would pass the budget of the partition; nothing is recorded.
             ValueError: A private budget cannot pay for a release without noise, nor for fewer than one.
         """
+        with transaction(self._store):
+            return self.enter(partition, noise_multiplier=noise_multiplier, releases=releases, purpose=purpose)
+
+    def enter(self, partition: str, *, noise_multiplier: float, releases: int, purpose: str) -> int:
+        """As ``charge``, but inside the caller's transaction, which makes charge and noisy result durable at once.
+
+        Nothing noisy may leave the node before that transaction is committed.
+        """
         if releases < 1:
             raise ValueError(f"releases: {releases} must be 1 or more")
         if self.budget.private and not noise_multiplier > 0:
             raise ValueError(f"noise_multiplier: {noise_multiplier} hides nothing, epsilon is {self.budget.epsilon:g}")
         mu2 = releases * charge_of(noise_multiplier)
-        with transaction(self._store):
-            left = self.budget.cap_mu2 - self.spent_mu2(partition)
-            if mu2 > left:
-                spent = self.epsilon(partition)
-                raise BudgetError(f"{partition}: epsilon {spent:.3f} of {self.budget.epsilon:g} is spent")
-            head = self.head()
-            row = (head.seq + 1, partition, purpose, mu2, head.hash)
-            self._store.execute("insert into charge values (?, ?, ?, ?, ?, ?)", (*row, _hash(row)))
+        left = self.budget.cap_mu2 - self.spent_mu2(partition)
+        if mu2 > left:
+            spent = self.epsilon(partition)
+            raise BudgetError(f"{partition}: epsilon {spent:.3f} of {self.budget.epsilon:g} is spent")
+        head = self.head()
+        row = (head.seq + 1, partition, purpose, mu2, head.hash)
+        self._store.execute("insert into charge values (?, ?, ?, ?, ?, ?)", (*row, _hash(row)))
         return mu2
 
     def head(self) -> Head:

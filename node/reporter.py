@@ -49,11 +49,15 @@ class Reporter:
         return self._stored(instruction.release, instruction.watch)
 
     def _reserve(self, instruction: ReportInstruction, pairs: list[Pair]) -> None:
-        """Charge first; then mark the windows as used and store the noisy report, in one transaction."""
+        """Charge, mark the windows as used and store the noisy report, all in one transaction or none of it.
+
+        Its noise is seen by nobody before it is committed: a node killed at any moment either has the report and
+        paid for it, or has neither and draws other noise when it is asked again.
+        """
         name = f"{instruction.watch}/{instruction.release}"
         multiplier = report_noise(self._ledger.budget)
-        self._ledger.charge(f"live/{name}", noise_multiplier=multiplier, releases=1, purpose="report")
         with transaction(self._store):
+            self._ledger.enter(f"live/{name}", noise_multiplier=multiplier, releases=1, purpose="report")
             sealed = self._report(instruction, pairs, multiplier).sealed(self._key)
             self._store.executemany("update reading set report = ? where seq = ?", [(name, p.seq) for p in pairs])
             self._store.execute(

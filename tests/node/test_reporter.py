@@ -1,7 +1,9 @@
 """Reports: charged first, noisy, over windows that are in no other report."""
 
 import math
+import shutil
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +12,6 @@ import numpy.typing as npt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fleet.errors import BudgetError
 from fleet.messages import Report, ReportInstruction, Watch
 from fleet.privacy.gaussian import Budget
 from fleet.privacy.noise import LatticeGaussian
@@ -23,10 +24,6 @@ from node.shadow import Shadow
 from node.store import open_store
 
 BUDGET = Budget(8.0, 1e-5)
-
-
-class PowerCut(BaseException):
-    """The process is gone."""
 
 
 class Known:
@@ -122,19 +119,24 @@ def test_a_window_is_in_one_report_only(node: Node) -> None:
     assert node.used() == [0, 1, 2, 3, 4, 5]
 
 
-def test_I4_a_report_is_charged_durably_before_its_noise_is_drawn(tmp_path: Path, key: Ed25519PrivateKey) -> None:
+def test_I4_a_report_is_charged_durably_before_it_leaves_the_node(tmp_path: Path, key: Ed25519PrivateKey) -> None:
+    def on_disk() -> tuple[int, int]:
+        with closing(sqlite3.connect(tmp_path / "node.db")) as other:
+            query = "select (select count(*) from charge), (select count(*) from report)"
+            charges, reports = other.execute(query).fetchone()
+            return charges, reports
+
     class Checking(Known):
         def integers(self, size: int, std: float) -> npt.NDArray[np.int64]:
-            other = sqlite3.connect(tmp_path / "node.db")
-            self.charges = other.execute("select partition, purpose from charge").fetchall()
-            other.close()
+            assert on_disk() == (0, 0)
             return super().integers(size, std)
 
     noise = Checking()
     node = Node(tmp_path / "node.db", key, noise)
     node.see(1, 0, 0)
-    node.reporter.answer(ask())
-    assert noise.charges == [("live/shadow/2", "report")]
+    assert node.reporter.answer(ask()) is not None
+    assert on_disk() == (1, 1)
+    assert node.ledger.charges() == [("live/shadow/2", node.ledger.budget.cap_mu2)]
     assert noise.asked == [(2, report_noise(BUDGET))]
 
 
@@ -145,24 +147,37 @@ def test_a_report_spends_the_budget_of_its_windows_and_no_more(node: Node) -> No
     assert node.ledger.epsilon("live/probation/2") == 0
 
 
-def test_I4_a_crash_after_the_charge_loses_the_report_and_never_charges_or_releases_twice(
+def test_I4_a_node_killed_at_any_statement_of_a_report_charges_once_and_gives_it_once(
     tmp_path: Path, key: Ed25519PrivateKey
 ) -> None:
-    class Cut(Known):
-        def integers(self, size: int, std: float) -> npt.NDArray[np.int64]:
-            raise PowerCut
-
-    node = Node(tmp_path / "node.db", key, Cut())
+    """What a killed process leaves is its files as they are at that moment: the store is copied at every statement."""
+    node = Node(tmp_path / "node.db", key, Known())
     node.see(1, 0, 0, 1, 1, 1)
-    with pytest.raises(PowerCut):
-        node.reporter.answer(ask())
-    noise = Known()
-    restarted = Node(tmp_path / "node.db", key, noise)
-    with pytest.raises(BudgetError, match="live/shadow/2"):
-        restarted.reporter.answer(ask())
-    assert noise.asked == []
-    assert restarted.used() == []
-    assert restarted.ledger.head().seq == 1
+    left: list[Path] = []
+
+    def leave(statement: str) -> None:
+        left.append(tmp_path / f"killed-{len(left)}")
+        left[-1].mkdir()
+        for path in tmp_path.glob("node.db*"):
+            shutil.copy(path, left[-1])
+
+    node.store.set_trace_callback(leave)
+    given = node.reporter.answer(ask())
+    node.store.set_trace_callback(None)
+    assert len(left) > 8
+    drawn = []
+    for folder in left:
+        noise = Known()
+        restarted = Node(folder / "node.db", key, noise)
+        done = restarted.ledger.head().seq == 1
+        assert restarted.used() == ([0, 1, 2] if done else []), "both or neither"
+        assert restarted.reporter.answer(ask()) == restarted.reporter.answer(ask()) == given
+        drawn.append(len(noise.asked))
+        assert drawn[-1] == (0 if done else 1)
+        assert restarted.ledger.charges() == node.ledger.charges()
+        assert restarted.used() == [0, 1, 2]
+        restarted.store.close()
+    assert {drawn[0], drawn[-1]} == {1, 0}, "killed before, and after"
 
 
 def test_without_a_promise_the_counts_are_exact(tmp_path: Path, key: Ed25519PrivateKey) -> None:
