@@ -38,7 +38,7 @@ class Invitations:
                 that is refused.
 
         Raises:
-            RefusedError: ``invitation``: there is no such invitation, or it was used or expired.
+            RefusedError: ``invitation``: there is no such invitation, it was used or expired, or the keys are a node's.
         """
         key, flower_key = request.key.public_bytes_raw(), request.flower_key.encode()
         with self._engine.begin() as connection:
@@ -51,6 +51,7 @@ class Invitations:
             if row.expires.replace(tzinfo=UTC) <= now:
                 raise RefusedError("invitation", "the invitation expired: ask for another")
             _check_free(connection, request.name)
+            _check_new(connection, key, flower_key)
             flower_id = register()
             add_node(connection, request.name, key, flower_key, flower_id)
             connection.execute(update(invitations).where(invitations.c.secret == secret).values(used_by=key))
@@ -60,6 +61,13 @@ class Invitations:
 def _check_free(connection: Connection, name: str) -> None:
     if connection.execute(select(nodes.c.name).where(nodes.c.name == name)).one_or_none() is not None:
         raise RefusedError("name-taken", f"{name} is or was enrolled: choose another name")
+
+
+def _check_new(connection: Connection, key: bytes, flower_key: bytes) -> None:
+    """One device is one node: its keys under two names would count twice in a mean."""
+    known = select(nodes.c.name).where((nodes.c.public_key == key) | (nodes.c.flower_key == flower_key))
+    if name := connection.execute(known).scalar():
+        raise RefusedError("invitation", f"these keys are enrolled as {name}: choose another --folder")
 
 
 def _same_node(connection: Connection, name: str, key: bytes, flower_key: bytes) -> int:

@@ -89,7 +89,8 @@ class Invitation:
         names = {field.name for field in fields(cls)}
         if not isinstance(data, dict) or set(data) != names or not all(isinstance(v, str) for v in data.values()):
             raise ValueError("its fields are not those of an invitation")
-        if urlsplit(data["url"]).scheme not in {"http", "https"} or not urlsplit(data["url"]).hostname:
+        url = urlsplit(data["url"])
+        if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0:  # other ports raise ValueError
             raise ValueError("its address is no http or https URL")
         digests = (data["root"], data["key"], *([data["authority"]] if data["authority"] else []))
         if not NAME.fullmatch(data["name"]) or not data["secret"] or not all(map(_DIGEST.fullmatch, digests)):

@@ -8,7 +8,8 @@ FleetError
 ├─ InputError          a reading or a label is not what was declared   refuse it, go on
 ├─ LinkError           the network failed                              try again later
 │  ├─ BusyError        the coordinator said when to come back          not before that
-│  └─ AllowanceError   today's bytes are used up                       tomorrow
+│  ├─ AllowanceError   today's bytes are used up                       tomorrow
+│  └─ ClockError       no offset mends this clock                      have it set
 ├─ StoreError          the disk is full or busy                        try again later
 ├─ TrustError          a base or a release must not be used            keep the active one
 │  ├─ SignatureError
@@ -70,6 +71,10 @@ class BusyError(LinkError):
 
 class AllowanceError(LinkError):
     """A metered link has carried what it may carry in one day."""
+
+
+class ClockError(LinkError):
+    """This clock and the coordinator's are too far apart for any signature or certificate."""
 
 
 class StoreError(FleetError):

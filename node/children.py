@@ -36,6 +36,7 @@ class Children:
         self._offset = offset
         self._daily_bytes = daily_bytes
         self._children: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
 
     def pull(self, agent: "Agent") -> Rollout | None:
         """As ``InProcess.pull``."""
@@ -47,7 +48,8 @@ class Children:
         self._run(node, wish.fields(), LEARN_S)
 
     def stop(self) -> None:
-        """End those that are running: whatever they did durably stays."""
+        """End those that are running, and any that is begun later: whatever they did durably stays."""
+        self._stopped = True
         for child in tuple(self._children):
             child.kill()
 
@@ -59,8 +61,14 @@ class Children:
             "wish": wish,
         }
         command = [sys.executable, "-P", "-m", "node.errand"]
-        with TemporaryFile() as said, subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=said) as child:  # noqa: S603 - our own module
+        with (
+            TemporaryFile() as said,
+            # Unbuffered: what a dead child did not read is not written once more when the pipe is closed.
+            subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=said) as child,  # noqa: S603 - our own module
+        ):
             self._children.add(child)
+            if self._stopped:
+                child.kill()
             timer = threading.Timer(timeout_s, child.kill)
             timer.start()
             try:
@@ -76,7 +84,6 @@ def _outcome(child: "subprocess.Popen[bytes]", order: bytes, said: IO[bytes]) ->
     with suppress(BrokenPipeError):
         if child.stdin:
             child.stdin.write(order)
-            child.stdin.flush()
     found = child.stdout.read() if child.stdout else b""
     if child.wait() == 0:
         outcome: dict[str, Any] = json.loads(found)

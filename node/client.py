@@ -48,10 +48,14 @@ class Client:
             if isinstance(place, Path)
             else HTTPConnection(place.host, place.number, timeout=timeout_s)
         )
-        (self.model,) = self._json("GET", "/v2")["models"]
-        metadata = self._json("GET", f"/v2/models/{self.model}")
-        self._input = metadata["inputs"][0]["name"]
-        self.shape: tuple[int, ...] = tuple(metadata["inputs"][0]["shape"][1:])
+        try:
+            (self.model,) = self._json("GET", "/v2")["models"]
+            metadata = self._json("GET", f"/v2/models/{self.model}")
+            self._input = metadata["inputs"][0]["name"]
+            self.shape: tuple[int, ...] = tuple(metadata["inputs"][0]["shape"][1:])
+        except (LookupError, TypeError, ValueError) as error:
+            self.close()
+            raise LinkError(f"what answers at {where} is no node") from error
 
     def infer(self, x: npt.NDArray[np.float32], id: str = "") -> Answer:  # noqa: A002 - as the protocol calls it
         """The answer to one reading, float32 in the task's shape.

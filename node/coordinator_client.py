@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fleet.enrolment import Enrolment, Invitation, TokenRequest, Welcome, encoded
-from fleet.errors import LinkError, RefusedError
+from fleet.errors import ClockError, LinkError, RefusedError
 from fleet.signing import Sealed
 from node.transport import Reply, Transport, checked
 
@@ -53,14 +53,15 @@ class CoordinatorClock:
         """Ask the coordinator for the time; how far ahead of this clock it is.
 
         Raises:
-            LinkError: It cannot be reached, or the two are more than a year apart: no offset mends that.
+            ClockError: The two are more than a year apart: no offset mends that.
+            LinkError: It cannot be reached.
         """
         before = self._clock()
         data = _json(checked(transport.send("GET", "/api/v1/time", limit=_MAX_JSON_BYTES), "time"), "time")
         after = self._clock()
         offset = _instant(data, "now", "time") - (before + (after - before) / 2)
         if abs(offset) > HOPELESS:
-            raise LinkError(
+            raise ClockError(
                 f"this clock says {after:%Y-%m-%d %H:%M} UTC, the coordinator's {after + offset:%Y-%m-%d %H:%M}: "
                 "more than a year apart; set the clock of this device"
             )

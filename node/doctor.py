@@ -2,12 +2,13 @@
 
 import importlib.util
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fleet.errors import FleetError, TrustError
+from fleet.errors import ClockError, FleetError, LinkError, RefusedError, TamperedError, TrustError
 from fleet.privacy.gaussian import Budget
 from node.coordinator_client import CoordinatorClient, CoordinatorClock
 from node.errand import code_of
@@ -61,8 +62,22 @@ def _findings(parts: dict[str, Callable[[], str]]) -> Iterator[Finding]:
     for part, look in parts.items():
         try:
             yield Finding(part, True, look())
-        except (FleetError, OSError) as error:
-            yield Finding(part, False, str(error))
+        except (FleetError, OSError, sqlite3.DatabaseError) as error:
+            yield Finding(part, False, f"{error}{_advice(error)}")
+
+
+def _advice(error: Exception) -> str:
+    """What to do, where the error itself does not say."""
+    match error:
+        case TamperedError() | sqlite3.DatabaseError():
+            return ": do not run this node, and ask the operator to revoke it"
+        case RefusedError(code="revoked"):
+            return ": that is for good; enrol anew, in another --folder"
+        case RefusedError():
+            return ": ask the operator"
+        case LinkError() if not isinstance(error, ClockError):
+            return ": is the coordinator running, and does the network reach it?"
+    return ""
 
 
 def _budget(identity: Identity) -> Budget:

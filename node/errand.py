@@ -76,7 +76,7 @@ def code_of(reference: str, pinned: Task) -> Task:
     file, _, name = reference.rpartition(":")
     found = task.load(f"{Path(file).name}:{name}" if file.endswith(".py") else reference, Path(file).parent)
     if found.spec() != pinned.spec():
-        raise TaskError(f"{reference} is not the task that this node was enrolled for")
+        raise TaskError(f"{reference} is not the task that this node was enrolled for: install the one that was")
     return found
 
 

@@ -109,12 +109,19 @@ def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
     """Hold the run's folder: one process plays a run at a time."""
     with ExitStack() as stack:
         try:
-            if fresh and folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
-                raise UsageError(f"{folder} is not empty; choose another --out, or go on with --resume {folder}")
+            if fresh and not (folder / LOCK).exists():  # then it is no run of ours, and we leave nothing in it
+                _check_empty(folder)
             durable.make_folder(folder)
             stack.enter_context(durable.held(folder / LOCK))
+            if fresh:
+                _check_empty(folder)
         except BlockingIOError as error:
             raise UsageError(f"{folder} is being played by another process") from error
         except OSError as error:
             raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
         yield
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+        raise UsageError(f"{folder} is not empty; choose another --out, or go on with --resume {folder}")

@@ -80,9 +80,16 @@ class Process:
             raise FleetError(f"{self._log.stem}: {lines[-1]} ({self._log})")
 
     def wait(self) -> None:
-        """Until it ends by itself, with success."""
-        if self._process.wait(STARTING_S):
-            self.check()
+        """Until it ends by itself, with success.
+
+        Raises:
+            FleetError: It failed, or takes too long.
+        """
+        try:
+            if self._process.wait(STARTING_S):
+                self.check()
+        except subprocess.TimeoutExpired as error:
+            raise FleetError(f"{self._log.stem} takes more than {STARTING_S:.0f} s; see {self._log}") from error
 
     def end(self) -> None:
         """Ask it to end."""
@@ -166,6 +173,7 @@ class Fleet:
         self._recordings = recordings
         self._began = time.monotonic()
         self._processes: list[Process] = []
+        self._enrolling: list[Process] = []
         self.seconds: dict[str, float] = {}
         self.wearers: list[Wearer] = []
         self.admin: AdminClient | None = None
@@ -210,10 +218,13 @@ class Fleet:
         return done
 
     def stop(self) -> None:
-        """End everything: those who wear the watches, the nodes, the coordinator."""
+        """End everything: those who wear the watches, the nodes, the coordinator. Nothing interrupts that."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         for wearer in self.wearers:
             wearer.stop()
-        for processes in (self._processes[1:], self._processes[:1]):  # the coordinator was started first
+        nodes = self._enrolling + self._processes[1:]
+        for processes in (nodes, self._processes[:1]):  # the coordinator was started first
             for process in processes:
                 process.end()
             for process in processes:
@@ -234,12 +245,11 @@ class Fleet:
 
     def _enrol(self) -> None:
         assert self.admin is not None  # noqa: S101 - after ``start``
-        enrolling = []
         for name in self._recordings:
             invitation = self.admin.post("invitations", {"name": name})["invitation"]
             command = ("node", "enrol", "-", "--folder", str(self._home(name)), "--task", TASK)
-            enrolling.append(Process(self._folder / "logs" / f"{name}-enrol.log", *command, given=invitation))
-        for process in enrolling:
+            self._enrolling.append(Process(self._folder / "logs" / f"{name}-enrol.log", *command, given=invitation))
+        for process in self._enrolling:
             process.wait()
 
     def _run_node(self, name: str) -> None:

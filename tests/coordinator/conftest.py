@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from torch import nn
 
 from coordinator.founding import found
 from coordinator.requantizer import register
@@ -20,26 +19,15 @@ from fleet.messages import CODEC, Report, Update, encode, update_key
 from fleet.quantization import Template
 from fleet.settings import Settings
 from fleet.signing import Sealed, sha256
-from fleet.task import PrivacyUnit, Signature, Task, Training, weights_of
+from fleet.task import weights_of
 from fleet.weights import Flat
+from tests.coordinator.tiny import TASK, linear
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 SIZE = 15
 LEDGER_STEP = 10  # how far an honest node's ledger is after each round
 
 
-def linear() -> nn.Module:
-    return nn.Sequential(nn.Hardtanh(-4, 4), nn.Linear(4, 3))
-
-
-TASK = Task(
-    name="tiny",
-    model=linear,
-    signature=Signature("x", (4,), -4.0, 4.0, ("sit", "walk", "run")),
-    unit=PrivacyUnit("window"),
-    training=Training(learning_rate=0.1, examples=10),
-    devices=dict,
-)
 SETTINGS = Settings().changed(
     privacy={"epsilon": math.inf},
     round={"rounds": 20, "min_updates": 2, "max_staleness": 2, "server_momentum": 0.5},

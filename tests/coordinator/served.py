@@ -27,7 +27,7 @@ deadline = "1m"
 every_rounds = 1
 waves = [1.0]
 """
-TASK = "tests.coordinator.conftest:TASK"
+TASK = "tests.coordinator.tiny:TASK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def prepare(folder: Path, template: Template, settings: str = SETTINGS) -> None:
 def served(folder: Path, template: Template, settings: str = SETTINGS, **plan: Any) -> Iterator[Running]:
     """A coordinator of the tests' tiny task, playing in a thread."""
     prepare(folder, template, settings)
-    with serving(Plan(folder, task=TASK, port=0, **plan)) as running:
+    with serving(Plan(folder, task=TASK, **{"port": 0, **plan})) as running:
         thread = threading.Thread(target=running.run)
         thread.start()
         try:

@@ -167,6 +167,17 @@ def test_a_name_is_given_once(door: Door) -> None:
         door.access.invite("watch-1")
 
 
+@pytest.mark.parametrize("part", ["key", "flower_key"])
+def test_one_device_is_one_node(door: Door, part: str) -> None:
+    device, other = door.enrolled("watch-1"), Device()
+    setattr(other, part, getattr(device, part))
+    for same in (device, other):
+        with refused("invitation"):
+            door.access.enrol(same.request(door.access.invite("watch-2")))
+    assert list(door.fleet.coordinator.registry.roster.members()) == ["watch-1"]
+    assert len(door.flower.known) == 1
+
+
 def test_nobody_is_invited_under_a_name_that_could_be_a_path(door: Door) -> None:
     with pytest.raises(UsageError):
         door.access.invite("../watch")
