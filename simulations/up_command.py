@@ -37,7 +37,7 @@ def up(
         raise UsageError(f"{folder} is not empty; choose another --out")
     worn = sorted(TASK.devices().items())
     chosen = dict(worn[:: len(worn) // nodes][:nodes])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us ends all of it
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # whoever ends us ends all of it
     with running(Fleet(folder, chosen)) as fleet, UpView(quiet=format_ is Format.JSON) as view:
         for step in fleet.start():
             view.say(step)

@@ -41,16 +41,22 @@ def expired(good: Invitation, home: Path, folder: Path) -> str:
 
 Spoil = Callable[[Invitation, Path, Path], str]
 REFUSED: dict[str, tuple[Spoil, int, str]] = {
-    "garbled": (lambda good, *_: str(good)[:-9], 2, "copy all of what 'invite' printed"),
-    "empty": (lambda good, *_: "", 2, "copy all of what 'invite' printed"),
+    "garbled": (lambda good, *_: str(good)[:-9], 2, "copy all of what"),
     "used by another": (spent, 7, "the invitation was used: ask for another"),
     "expired": (expired, 7, "the invitation expired: ask for another"),
     "a wrong secret": (lambda good, *_: str(replace(good, secret="guess")), 7, "there is no such invitation"),
-    "another's name": (lambda good, *_: str(replace(good, name="mallory")), 7, "there is no such invitation"),
-    "another's key": (lambda good, *_: str(replace(good, key="0" * 64)), 6, "not the coordinator that the invitation"),
-    "another's root": (lambda good, *_: str(replace(good, root="0" * 64)), 6, "not the coordinator that the invitation"),
+    "another's key": (lambda good, *_: str(replace(good, key="0" * 64)), 6, "is not the coordinator"),
+    "another's root": (
+        lambda good, *_: str(replace(good, root="0" * 64)),
+        6,
+        "not the coordinator that the invitation",
+    ),
     "nobody there": (lambda good, *_: str(replace(good, url="http://127.0.0.1:9")), 5, "127.0.0.1:9"),
-    "no port": (lambda good, *_: str(replace(good, url="http://127.0.0.1:99999")), 2, "copy all of what 'invite' printed"),
+    "no port": (
+        lambda good, *_: str(replace(good, url="http://127.0.0.1:99999")),
+        2,
+        "copy all of what",
+    ),
     "TLS where there is none": (lambda good, *_: str(replace(good, authority="0" * 64)), 5, "127.0.0.1"),
 }
 

@@ -48,9 +48,7 @@ class Node:
         return served(self.home, self._template, PATIENT, port=self.port)  # type: ignore[return-value]
 
     def program(self, *flags: str) -> Program:
-        return Program(
-            self.folder.parent, "node", "run", "--folder", str(self.folder), "--listen", self.where, *flags
-        )
+        return Program(self.folder.parent, "node", "run", "--folder", str(self.folder), "--listen", self.where, *flags)
 
     def started(self, program: Program) -> None:
         until(lambda: not program.runs or "answers at" in program.said)
@@ -140,7 +138,7 @@ def test_a_node_whose_child_or_self_is_killed_learns_later_and_leaves_no_child(n
         while ends:
             with node.program() as program:
                 node.started(program)
-                until(lambda: bool(program.children()))  # noqa: B023 - at once
+                until(lambda: bool(program.children()))
                 ends.pop(0)(program)
                 assert program.is_gone()
         assert status(node.folder)["updates_sent"] == 0
