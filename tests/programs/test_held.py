@@ -1,5 +1,6 @@
 """A folder that one process works in is not another's: one line says so, and nothing in it is touched."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def test_a_run_is_played_by_one_process(tmp_path: Path) -> None:
     with Program(tmp_path, *wish) as first:
         until(lambda: not first.runs or (run / "run.json").exists())
         assert first.runs, first.said
+        first.signal(signal.SIGSTOP)  # it plays as long as we look
         for second in (wish, ("simulate", "--resume", str(run))):
             shown = edgefleet(*second)
             assert only_line(shown.stderr) == f"{run} is being played by another process"

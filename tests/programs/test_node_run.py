@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,7 +30,9 @@ from tests.programs.test_enrol import invited, joined
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 TASK = f"{ROOT / 'tests' / 'coordinator' / 'tiny.py'}:TASK"
 X = np.linspace(-3, 3, 4, dtype=np.float32)
-PATIENT = SETTINGS.replace('deadline = "1m"', 'deadline = "10m"').replace("every_rounds = 1", "every_rounds = 100")
+# Who was asked and killed is asked again after a third of the deadline; a round that was missed is followed by another.
+AGAIN = {'"1h"': '"5s"', '"1m"': '"45s"', "every_rounds = 1": "every_rounds = 100"}
+LIVELY = reduce(lambda text, pair: text.replace(*pair), AGAIN.items(), SETTINGS)
 
 
 class Node:
@@ -39,13 +42,13 @@ class Node:
         self.home, self.folder = home, folder
         self.where = f"unix:{folder / 'api.sock'}"
         self._template = template
-        with served(home, template, PATIENT) as running:
+        with served(home, template, LIVELY) as running:
             self.port = urlsplit(running.url).port
             joined(folder, invited(AdminClient(home), folder.name), TASK)
 
     def served(self) -> "Iterator[object]":
         """Its coordinator, at the address that it knows."""
-        return served(self.home, self._template, PATIENT, port=self.port)  # type: ignore[return-value]
+        return served(self.home, self._template, LIVELY, port=self.port)  # type: ignore[return-value]
 
     def program(self, *flags: str) -> Program:
         return Program(self.folder.parent, "node", "run", "--folder", str(self.folder), "--listen", self.where, *flags)
@@ -145,11 +148,11 @@ def test_a_node_whose_child_or_self_is_killed_learns_later_and_leaves_no_child(n
         with node.program() as program:
             node.started(program)
             node.asks()
-            until(lambda: admin.get("status")["rounds"]["done"] == 1)
+            until(lambda: admin.get("status")["rounds"]["done"] >= 1, seconds=120)
         wearer.stop()
-    assert status(node.folder)["updates_sent"] == 1
-    [round_] = [round_ for round_ in rounds(node) if round_["state"] == "closed"]
-    assert (round_["updates"], round_["refused"]) == (2, 0)
+    assert status(node.folder)["updates_sent"] >= 1
+    first = next(round_ for round_ in rounds(node) if round_["state"] == "closed")
+    assert (first["updates"], first["refused"]) == (2, 0)
 
 
 def rounds(node: Node) -> list[dict[str, object]]:
