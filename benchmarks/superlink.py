@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,6 +28,8 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 import coordinator
 
+STARTING_S = 120.0
+PORTS = range(20_000, 32_768)  # below those that Linux gives to connections: nothing takes one before it is listened to
 FAB = Path(coordinator.__path__[0]) / "fab"
 
 
@@ -119,8 +122,7 @@ def superlink(
         isolation: Who runs its ServerApps: somebody else (``process``), or it (``subprocess``).
         environment: Variables for it, and for what it runs.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", "from flwr.superlink.cli.flower_superlink import flower_superlink as f; f()"]
     command += [
         "--disable-runtime-dependency-installation",
@@ -160,14 +162,22 @@ def quiet(home: Path) -> dict[str, str]:
     return {**os.environ, **paths, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens to."""
+    while True:
+        port = random.choice(PORTS)  # noqa: S311 - no secret
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def _await(link: SuperLink, log: Path) -> None:
     verify = str(link.certificates.authority) if link.certificates else False
-    for _ in range(300):
-        if link.process.poll() is not None:
-            break
+    until = time.monotonic() + STARTING_S
+    while link.process.poll() is None and time.monotonic() < until:
         try:
             if httpx.get(f"{link.url}/health", verify=verify, trust_env=False).status_code < 500:
                 return
         except httpx.TransportError:
-            time.sleep(0.1)
+            pass
+        time.sleep(0.1)
     raise RuntimeError(f"the SuperLink did not start: {log.read_text()[-2000:]}")

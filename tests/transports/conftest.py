@@ -1,6 +1,5 @@
 """One fleet a transport, shared by the tests of a module: joining takes longer than playing a round."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from tests.node.conftest import Toy
-from tests.transports.networks import Embedded, InProcess, Network, Node, Stock
+from tests.transports.networks import Embedded, InProcess, Network, Node
+from tests.transports.stock_network import Stock
+from tests.transports.toy_task import TASK
 
-# A case of it still fails now and then (revocation): asked for by hand until it does not.
-WISHED = pytest.mark.skipif("TEST_STOCK" not in os.environ, reason="TEST_STOCK=1 runs the cases over stock Flower")
 TRANSPORTS = [
     pytest.param(InProcess, id="in-process"),
     pytest.param(Embedded, id="embedded"),
-    pytest.param(Stock, id="stock", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore"), WISHED]),
+    pytest.param(Stock, id="stock", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")]),
 ]
 
 
 @pytest.fixture(scope="session")
 def toy() -> Toy:
-    return Toy()
+    return Toy(TASK)
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
@@ -30,8 +29,10 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder: Path = tmp_path_factory.mktemp("network") / "coordinator"
     with ExitStack() as stack:
         network: Network = request.param(folder, toy, stack)
-        for name in ("anna", "ben"):
-            network.join(name)
+        nodes = [network.enrol(name) for name in ("anna", "ben")]
+        for node in nodes:
+            network.connect(node)
+        network.until_online(*nodes)
         yield network
 
 

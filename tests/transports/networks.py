@@ -1,16 +1,11 @@
-"""A small real fleet over each of three transports: coordinator and nodes are the same, only Flower's part differs."""
+"""A small real fleet, whatever carries Flower's messages: coordinator and nodes are the same, only that differs."""
 
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,12 +15,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from benchmarks import superlink as stock
 from coordinator.access import Access, Address, Directory
 from coordinator.api.device import device_app
 from coordinator.api.gate import Gate
 from coordinator.api.listener import Listener
-from coordinator.flower_app import StockSuperLink
 from coordinator.founding import found
 from coordinator.round import Round, RoundState
 from coordinator.server_app import UPDATE, Reports, server_app
@@ -37,23 +30,21 @@ from fleet.events import EventLog
 from fleet.flwr_compat import FleetApi
 from fleet.settings import Settings
 from fleet.signing import Sealed
-from node import keys
 from node.agent import Agent
 from node.client_app import client_app
 from node.coordinator_client import CoordinatorClient, CoordinatorClock
 from node.enrolment import join
-from node.flower_app import FOLDER
 from node.link import FlowerPost, Link
 from node.membership import Membership
 from node.store import open_store
 from node.transport import Transport
 from node.visit import visit
 from simulations.grid import Fate, InProcessGrid
-from tests.authority import Authority
 from tests.coordinator.conftest import key_of
-from tests.node.conftest import TASK, Toy
+from tests.node.conftest import Toy
+from tests.transports.toy_task import TASK
 
-REFERENCE = "tests.node.conftest:TASK"
+REFERENCE = "tests.transports.toy_task:TASK"
 SETTINGS = Settings().changed(
     task={"file": REFERENCE},
     privacy={"planned_releases": 60, "partition_examples": 10},
@@ -61,6 +52,7 @@ SETTINGS = Settings().changed(
     release={"every_rounds": 100, "shadow_windows": 3, "probation_windows": 2},
 )
 PATIENCE_S = 240.0
+ASK_S = 60.0  # a question that its node took along when it died is put again
 PAUSE_S = 0.1
 EXAMPLES = 20
 
@@ -208,7 +200,14 @@ class Network:
     # a fleet
 
     def join(self, name: str, *, examples: int = EXAMPLES) -> Node:
-        """Enrol a node over HTTP, with something to learn from, and let it come online."""
+        """Enrol a node, with something to learn from, and let it come online."""
+        node = self.enrol(name, examples=examples)
+        self.connect(node)
+        self.until_online(node)
+        return node
+
+    def enrol(self, name: str, *, examples: int = EXAMPLES) -> Node:
+        """Enrol a node over HTTP, with something to learn from; it is not online yet."""
         folder = self.folder.parent / name
         agent = join(folder, self.access.invite(name), REFERENCE, clock=now)
         if examples:
@@ -216,9 +215,16 @@ class Network:
         agent.close()
         node = Node(name, folder)
         self.nodes[name] = node
-        self.connect(node)
-        self.until(lambda: self.id_of(node) in set(self.grid.get_node_ids()))
         return node
+
+    def until_online(self, *nodes: Node) -> None:
+        """Wait for nodes that are coming online."""
+        self.until(lambda: {self.id_of(node) for node in nodes} <= set(self.grid.get_node_ids()))
+
+    def dismiss(self, node: Node) -> None:
+        """Revoke a node that is needed no more, and end what runs of it, however."""
+        self.access.revoke(node.name)
+        self.disconnect(node)
 
     def id_of(self, node: Node) -> int:
         """Flower's id of a node, as the roster has it."""
@@ -258,21 +264,29 @@ class Network:
         """A window without a round: only the running rollout is asked about."""
         self._window(self.work)
 
-    def ask(self, node: Node, sealed: Sealed, kind: str = UPDATE) -> Message:
-        """One raw question to one node; whatever comes back."""
-        record = ConfigRecord({"body": sealed.body, "signature": sealed.signature})
+    def ask(self, node: Node, *sealed: Sealed, kind: str = UPDATE) -> list[Message]:
+        """Raw questions to one node, all at once; whatever comes back, in the same order."""
+        records = [ConfigRecord({"body": each.body, "signature": each.signature}) for each in sealed]
         self.grid.get_node_ids()
-        question = Message(RecordDict({"instruction": record}), self.id_of(node), kind, ttl=PATIENCE_S)
-        [asked] = self.grid.push_messages([question])
-        replies: list[Message] = []
-        self.until(lambda: bool(replies or replies.extend(self.grid.pull_messages([asked])) or replies))
-        return replies[0]
+        to = self.id_of(node)
+        asked = list(
+            self.grid.push_messages(
+                [Message(RecordDict({"instruction": record}), to, kind, ttl=PATIENCE_S) for record in records]
+            )
+        )
+        replies: dict[str, Message] = {}
+
+        def answered() -> bool:
+            for reply in self.grid.pull_messages([id_ for id_ in asked if id_ not in replies]):
+                replies[reply.metadata.reply_to_message_id] = reply
+            return replies.keys() == set(asked)
+
+        self.until(answered)
+        return [replies[id_] for id_ in asked]
 
     def _window(self, pause: Callable[[], None]) -> None:
-        reports = Reports(self.coordinator, ask_s=PATIENCE_S, again_s=1.0)
-        app = server_app(
-            self.coordinator, pause=pause, reports=reports, timeout_s=PATIENCE_S, ask_s=PATIENCE_S, again_s=0.2
-        )
+        reports = Reports(self.coordinator, ask_s=ASK_S, again_s=1.0)
+        app = server_app(self.coordinator, pause=pause, reports=reports, timeout_s=PATIENCE_S, ask_s=ASK_S, again_s=0.2)
         app(self.grid, flwr_compat.context(self.grid.run.run_id, flwr_compat.COORDINATOR_ID))
 
 
@@ -360,66 +374,6 @@ class Embedded(Network):
                 stop.wait(min(max(due - time.monotonic(), 0.0), PAUSE_S))
             link.close()
         transport.close()
-
-
-class Stock(Network):
-    """(c) A stock SuperLink and a stock SuperNode a node, with a FAB that holds no code."""
-
-    def open(self) -> None:
-        self.superlink = self.stack.enter_context(stock.superlink(self.folder, certificates(self.folder)))
-        mine = StockSuperLink(self.stack.enter_context(self.superlink.run()))
-        self.grid, self.directory, self.fleet_app = mine.grid(wait=self.work, max_bytes=0), mine, mine.app
-
-    def connect(self, node: Node) -> None:
-        if "key" not in node.parts:
-            node.parts["key"], _ = keys.write(node.folder)
-            self.superlink.register(node.public_key)
-        node.parts["process"] = supernode(node.folder, node.parts["key"], self.superlink)
-        self.stack.callback(self.disconnect, node)
-
-    def disconnect(self, node: Node) -> None:
-        end(node.parts["process"])
-        self.until(lambda: self.id_of(node) not in set(self.grid.get_node_ids()))
-
-    def break_app(self, node: Node) -> None:
-        (node.folder / "node.db").write_bytes(b"no database")
-
-
-def certificates(folder: Path) -> stock.Certificates:
-    """An authority, and a server on loopback that it vouches for: stock nodes prove who they are over TLS only."""
-    authority, server = Authority.make("ours"), folder / "server.pem"
-    authority.context(folder)
-    (folder / "authority.pem").write_text(authority.pem)
-    return stock.Certificates(folder / "authority.pem", server, server)
-
-
-def supernode(folder: Path, key: Path, superlink: stock.SuperLink) -> subprocess.Popen[bytes]:
-    """A stock SuperNode for the node of a folder, in a process group of its own."""
-    command = [sys.executable, "-c", "from flwr.supernode.cli.flower_supernode import flower_supernode as f; f()"]
-    assert superlink.certificates
-    command += ["--superlink", superlink.address, "--root-certificates", str(superlink.certificates.authority)]
-    command += ["--auth-supernode-private-key", str(key), "--port", str(free_port())]
-    environment = {**stock.quiet(folder / "flower"), FOLDER: str(folder), "OMP_WAIT_POLICY": "PASSIVE"}
-    with open(folder / "supernode.log", "ab") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a SuperNode, with the SuperExec that it started."""
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 def app_of(node: Node, agent: Agent) -> ClientApp:

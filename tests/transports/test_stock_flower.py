@@ -18,7 +18,8 @@ from fleet.errors import TrustError
 from fleet.signing import sha256
 from node import keys
 from tests.node.conftest import Toy
-from tests.transports.networks import REFERENCE, InProcess, Node, certificates, end, free_port, supernode
+from tests.transports.networks import REFERENCE, InProcess, Node
+from tests.transports.stock_network import IMPATIENT, Stock, certificates, kill, running, supernode
 
 FLEET_TOML = f"""
 [task]
@@ -57,9 +58,9 @@ def test_a_nodes_keys_are_what_a_stock_supernode_reads(tmp_path: Path, toy: Toy)
 
 @pytest.mark.slow
 def test_two_stock_supernodes_and_a_stock_superlink_play_a_round(tmp_path: Path, toy: Toy) -> None:
-    folder, port = tmp_path / "coordinator", free_port()
+    folder, port = tmp_path / "coordinator", stock.free_port()
     nodes = enrolled(tmp_path, toy, port)
-    environment = {flower_app.FOLDER: str(folder)}
+    environment = {**IMPATIENT, flower_app.FOLDER: str(folder)}
     with stock.superlink(folder, certificates(tmp_path), isolation="subprocess", environment=environment) as link:
         processes = []
         try:
@@ -70,7 +71,7 @@ def test_two_stock_supernodes_and_a_stock_superlink_play_a_round(tmp_path: Path,
             flwr(tmp_path, link, "run", str(stock.FAB), "ours", "--stream", "--run-config", f"port={port}")
         finally:
             for process in processes:
-                end(process)
+                kill(process)
         log = (folder / "superlink.log").read_text()
     with ExitStack() as stack:
         ended = InProcess(folder, toy, stack)
@@ -84,6 +85,22 @@ def test_two_stock_supernodes_and_a_stock_superlink_play_a_round(tmp_path: Path,
     installed = [path.suffix for home in tmp_path.rglob("apps") for path in home.rglob("*") if path.is_file()]
     assert installed
     assert ".py" not in installed
+
+
+@pytest.mark.slow
+def test_nothing_of_a_stock_fleet_outlives_a_test_that_fails(tmp_path: Path, toy: Toy) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fail_beside_a_fleet(tmp_path, toy)
+    assert running(tmp_path) == []
+
+
+def fail_beside_a_fleet(place: Path, toy: Toy) -> None:
+    """Go wrong while a SuperLink runs, and a SuperNode with its SuperExec."""
+    with ExitStack() as stack:
+        network = Stock(place / "coordinator", toy, stack)
+        network.connect(network.enrol("anna"))
+        network.until(lambda: len(running(place)) == 3)
+        raise ZeroDivisionError
 
 
 def enrolled(place: Path, toy: Toy, port: int) -> list[Node]:
