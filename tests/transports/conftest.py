@@ -25,14 +25,12 @@ def toy() -> Toy:
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, toy: Toy) -> Iterator[Network]:
-    """A fleet whose nodes are ``anna`` and ``ben``, both online."""
+    """A fleet whose nodes are ``anna`` and ``ben``."""
     folder: Path = tmp_path_factory.mktemp("network") / "coordinator"
     with ExitStack() as stack:
         network: Network = request.param(folder, toy, stack)
-        nodes = [network.enrol(name) for name in ("anna", "ben")]
-        for node in nodes:
-            network.connect(node)
-        network.until_online(*nodes)
+        for name in ("anna", "ben"):
+            network.join(name)
         yield network
 
 

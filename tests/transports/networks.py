@@ -200,10 +200,9 @@ class Network:
     # a fleet
 
     def join(self, name: str, *, examples: int = EXAMPLES) -> Node:
-        """Enrol a node, with something to learn from, and let it come online."""
+        """Enrol a node, with something to learn from, and let it come online, in its own time."""
         node = self.enrol(name, examples=examples)
         self.connect(node)
-        self.until_online(node)
         return node
 
     def enrol(self, name: str, *, examples: int = EXAMPLES) -> Node:
@@ -217,9 +216,9 @@ class Network:
         self.nodes[name] = node
         return node
 
-    def until_online(self, *nodes: Node) -> None:
-        """Wait for nodes that are coming online."""
-        self.until(lambda: {self.id_of(node) for node in nodes} <= set(self.grid.get_node_ids()))
+    def until_online(self, node: Node) -> None:
+        """Wait for a node that is coming online."""
+        self.until(lambda: self.id_of(node) in set(self.grid.get_node_ids()))
 
     def dismiss(self, node: Node) -> None:
         """Revoke a node that is needed no more, and end what runs of it, however."""
@@ -264,16 +263,10 @@ class Network:
         """A window without a round: only the running rollout is asked about."""
         self._window(self.work)
 
-    def ask(self, node: Node, *sealed: Sealed, kind: str = UPDATE) -> list[Message]:
-        """Raw questions to one node, all at once; whatever comes back, in the same order."""
-        records = [ConfigRecord({"body": each.body, "signature": each.signature}) for each in sealed]
+    def ask(self, *questions: tuple[Node, Sealed], kind: str = UPDATE) -> list[Message]:
+        """Raw questions to nodes that are online, all at once; whatever comes back, in the same order."""
         self.grid.get_node_ids()
-        to = self.id_of(node)
-        asked = list(
-            self.grid.push_messages(
-                [Message(RecordDict({"instruction": record}), to, kind, ttl=PATIENCE_S) for record in records]
-            )
-        )
+        asked = list(self.grid.push_messages([self._question(node, sealed, kind) for node, sealed in questions]))
         replies: dict[str, Message] = {}
 
         def answered() -> bool:
@@ -283,6 +276,10 @@ class Network:
 
         self.until(answered)
         return [replies[id_] for id_ in asked]
+
+    def _question(self, node: Node, sealed: Sealed, kind: str) -> Message:
+        record = ConfigRecord({"body": sealed.body, "signature": sealed.signature})
+        return Message(RecordDict({"instruction": record}), self.id_of(node), kind, ttl=PATIENCE_S)
 
     def _window(self, pause: Callable[[], None]) -> None:
         reports = Reports(self.coordinator, ask_s=ASK_S, again_s=1.0)

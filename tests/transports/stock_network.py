@@ -17,8 +17,12 @@ from tests.transports.networks import PATIENCE_S, Network, Node
 
 LOOK_S = 0.25  # every look at a stock SuperLink is some requests over TLS
 ENDING_S = 20.0
-# SuperExec looks for work once a second unless it is told to look more often.
-IMPATIENT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", "OMP_WAIT_POLICY": "PASSIVE"}
+# What Flower starts finds the code beside this test, and its SuperExec looks for work more often than once a second.
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 class Stock(Network):
@@ -39,7 +43,6 @@ class Stock(Network):
 
     def disconnect(self, node: Node) -> None:
         end(node.parts["process"])
-        self.until(lambda: self.id_of(node) not in set(self.grid.get_node_ids()))
 
     def dismiss(self, node: Node) -> None:
         self.access.revoke(node.name)
@@ -67,7 +70,7 @@ def supernode(folder: Path, key: Path, superlink: stock.SuperLink) -> subprocess
     assert superlink.certificates
     command += ["--superlink", superlink.address, "--root-certificates", str(superlink.certificates.authority)]
     command += ["--auth-supernode-private-key", str(key), "--port", str(stock.free_port())]
-    environment = {**stock.quiet(folder / "flower"), **IMPATIENT, FOLDER: str(folder)}
+    environment = {**stock.quiet(folder / "flower"), **ENVIRONMENT, FOLDER: str(folder)}
     with open(folder / "supernode.log", "ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 

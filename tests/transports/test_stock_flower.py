@@ -19,7 +19,7 @@ from fleet.signing import sha256
 from node import keys
 from tests.node.conftest import Toy
 from tests.transports.networks import REFERENCE, InProcess, Node
-from tests.transports.stock_network import IMPATIENT, Stock, certificates, kill, running, supernode
+from tests.transports.stock_network import ENVIRONMENT, Stock, certificates, kill, running, supernode
 
 FLEET_TOML = f"""
 [task]
@@ -60,7 +60,7 @@ def test_a_nodes_keys_are_what_a_stock_supernode_reads(tmp_path: Path, toy: Toy)
 def test_two_stock_supernodes_and_a_stock_superlink_play_a_round(tmp_path: Path, toy: Toy) -> None:
     folder, port = tmp_path / "coordinator", stock.free_port()
     nodes = enrolled(tmp_path, toy, port)
-    environment = {**IMPATIENT, flower_app.FOLDER: str(folder)}
+    environment = {**ENVIRONMENT, flower_app.FOLDER: str(folder)}
     with stock.superlink(folder, certificates(tmp_path), isolation="subprocess", environment=environment) as link:
         processes = []
         try:
