@@ -17,6 +17,14 @@ from tests.transports.networks import PATIENCE_S, Network, Node
 
 LOOK_S = 0.25  # every look at a stock SuperLink is some requests over TLS
 ENDING_S = 20.0
+# Stock in all but one thing: between two looks for messages it sleeps 3 s, whatever it is told, and here half of one.
+SUPERNODE = """
+import time, types
+import flwr.supernode.start_client_internal as loop
+from flwr.supernode.cli.flower_supernode import flower_supernode
+loop.time = types.SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, 0.5)))
+flower_supernode()
+"""
 # What Flower starts finds the code beside this test, and its SuperExec looks for work more often than once a second.
 ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
@@ -66,7 +74,7 @@ def certificates(folder: Path) -> stock.Certificates:
 
 def supernode(folder: Path, key: Path, superlink: stock.SuperLink) -> subprocess.Popen[bytes]:
     """A stock SuperNode for the node of a folder, in a process group of its own."""
-    command = [sys.executable, "-c", "from flwr.supernode.cli.flower_supernode import flower_supernode as f; f()"]
+    command = [sys.executable, "-c", SUPERNODE]
     assert superlink.certificates
     command += ["--superlink", superlink.address, "--root-certificates", str(superlink.certificates.authority)]
     command += ["--auth-supernode-private-key", str(key), "--port", str(stock.free_port())]

@@ -274,6 +274,7 @@ def test_an_instruction_forged_by_another_node_is_refused_once_and_nothing_is_le
     with ExitStack() as stack:
         network = Embedded(tmp_path / "coordinator", toy, stack)
         anna, ben, mallory = (network.join(name) for name in ("anna", "ben", "mallory"))
+        network.until_online(anna)
         network.disconnect(mallory)
         base = network.coordinator.bases.newest()
         wish = UpdateInstruction("toy", now() + timedelta(minutes=5), 1, base.number, base.payload)
