@@ -165,7 +165,7 @@ def test_I8_a_node_that_is_revoked_is_in_no_round_from_then_on(network: Network,
 
 def test_a_report_on_a_release_in_shadow_is_counted_once(network: Network, anna: Node, ben: Node) -> None:
     played(network, anna, ben)
-    network.coordinator.offer(network.toy.weights(scale=1.5))
+    network.coordinator.delivery.offer(network.toy.weights(scale=1.5))
     with anna.agent() as agent:
         agent.step()
         windows = network.toy.points(8, seed=3)
@@ -179,7 +179,7 @@ def test_a_report_on_a_release_in_shadow_is_counted_once(network: Network, anna:
     network.ask_reports()
     counts = network.coordinator.registry.releases.counts(asked.release, Watch.SHADOW)
     assert counts.keys() == {"anna"}
-    [reply] = network.ask((anna, network.coordinator.sealed(asked)), kind=REPORT)
+    [reply] = network.ask((anna, network.coordinator.delivery.sealed(asked)), kind=REPORT)
     record = reply.content.config_records["report"]
     again = Sealed(bytes(record["body"]), bytes(record["signature"]))  # type: ignore[arg-type]
     network.coordinator.delivery.receive(asked, "anna", again)
