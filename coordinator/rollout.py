@@ -50,16 +50,16 @@ def judge(
     """The state that the evidence calls for; the same one while reports are missing.
 
     The shadow evidence is looked at once, when all have reported or patience is over: lacking or against, the old
-    model stays. A wave is followed by the next when a quorum of the exposed nodes has reported, or some have and
-    patience is over, unless their evidence says that the release is worse. Where all stay silent there is no evidence
-    that exposing more is safe: the rollout halts.
+    model stays. A wave is followed by the next when a quorum of the exposed nodes has reported, or half of them have
+    and patience is over, unless their evidence says that the release is worse. Where more stay silent, they may be so
+    because of the release: the rollout halts.
     """
     if state.phase not in RUNNING or state.paused or not _is_ripe(state, evidence.reports, asked, settings, now):
         return state
     if state.phase is Phase.SHADOW:
         better = evidence.not_worse(margin=settings.margin, alpha=settings.alpha)
         return replace(state, phase=Phase.WAVE if better else Phase.KEPT_OLD, wave=int(better), since=now)
-    if evidence.reports == 0 or evidence.worse(margin=settings.margin, alpha=settings.alpha):
+    if 2 * evidence.reports < asked or evidence.worse(margin=settings.margin, alpha=settings.alpha):
         return replace(state, phase=Phase.HALTED, since=now)
     if state.wave < len(settings.waves):
         return replace(state, wave=state.wave + 1, since=now)

@@ -44,21 +44,34 @@ class Pooled:
     @property
     def error(self) -> float:
         """Standard error of ``gain``, from churn and from the noise."""
+        return self._error(self.gain)
+
+    def _error(self, gain: float) -> float:
+        """Standard error if the true gain were ``gain``, which takes churn of as much.
+
+        A test takes the error that it would have at its margin: a few windows without a loss do not show that there
+        are none.
+        """
         n = self.windows
         if n == 0:
             return math.inf
-        churn = min(max((self.won + self.lost) / n, 1 / n), 1.0)
-        sampling = max(churn - self.gain**2, 1e-4) / n
+        churn = min(max((self.won + self.lost) / n, 1 / n, abs(gain)), 1.0)
+        sampling = max(churn - gain**2, 1e-4) / n
         rounding = ROUNDING_VARIANCE if self.noise_std else 0.0
         return math.sqrt(sampling + 2 * self.reports * (self.noise_std**2 + rounding) / n**2)
 
     def not_worse(self, *, margin: float, alpha: float) -> bool:
         """Whether "worse by ``margin`` or more" is refuted at error ``alpha``. One look a release."""
-        return self.gain + margin > _quantile(alpha) * self.error
+        return self.gain + margin - self._step > _quantile(alpha) * self._error(-margin)
 
     def worse(self, *, margin: float, alpha: float) -> bool:
         """Whether "no worse than ``margin``" is refuted at error ``alpha``."""
-        return self.gain + margin < -_quantile(alpha) * self.error
+        return self.gain + margin + self._step < -_quantile(alpha) * self._error(-margin)
+
+    @property
+    def _step(self) -> float:
+        """Half of what one window moves ``gain`` by: counts are whole (Yates's continuity correction)."""
+        return 0.5 / self.windows if self.windows else 0.0
 
 
 def _quantile(alpha: float) -> float:

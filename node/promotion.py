@@ -6,25 +6,37 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """Where a release stands on this node."""
+    """Where a release stands on this node.
+
+    A node that refuses a release goes on comparing it, unheard, for as many windows as if it had not: what a node
+    reports, when, and which windows it learns from do not depend on what the windows said. So ``VETOED`` is refused
+    in shadow, ``MUTED`` is refused while its wave is open, and ``ROLLED_BACK`` was on probation before.
+    """
 
     STAGED = "staged"
     ADMITTED = "admitted"
     SHADOW = "shadow"
+    VETOED = "vetoed"
     PROBATION = "probation"
+    MUTED = "muted"
+    ROLLED_BACK = "rolled-back"
     COMMITTED = "committed"
     REJECTED = "rejected"
-    ROLLED_BACK = "rolled-back"
 
 
 NEXT = {
     Stage.STAGED: {Stage.ADMITTED, Stage.REJECTED},
     Stage.ADMITTED: {Stage.SHADOW, Stage.REJECTED},
-    Stage.SHADOW: {Stage.PROBATION, Stage.REJECTED},
+    Stage.SHADOW: {Stage.PROBATION, Stage.VETOED, Stage.MUTED, Stage.REJECTED},
+    Stage.VETOED: {Stage.MUTED, Stage.REJECTED},
     Stage.PROBATION: {Stage.COMMITTED, Stage.ROLLED_BACK},
+    Stage.MUTED: {Stage.REJECTED},
+    Stage.ROLLED_BACK: {Stage.REJECTED},
 }
 CANDIDATE = frozenset(NEXT)
 FINAL = frozenset(Stage) - CANDIDATE
+IN_SHADOW = frozenset({Stage.SHADOW, Stage.VETOED})  # its wave is not open yet
+UNHEARD = frozenset({Stage.SHADOW, Stage.VETOED, Stage.MUTED, Stage.ROLLED_BACK})  # compared, and never answers
 
 # An always-valid test at every window of every release: a veto needs this much evidence (Ville's inequality).
 VETO_EVIDENCE = 1 / 0.05
@@ -56,22 +68,25 @@ def next_stage(stage: Stage, signs: Signs) -> tuple[Stage, str] | None:
     """The move that the signs call for, with its reason; None to stay. The fleet decides, a node can only veto."""
     if stage is Stage.ADMITTED:
         return Stage.SHADOW, "admitted"
-    if stage is Stage.SHADOW:
-        if signs.withdrawn:
-            return Stage.REJECTED, "withdrawn by the coordinator"
-        # Nobody hears a candidate in shadow, so a veto costs nothing by waiting until the report can be given:
-        # nodes that it harms must not fall silent in the fleet's evidence.
-        if signs.harm >= VETO_EVIDENCE and (signs.in_wave or signs.windows >= signs.quota):
-            return Stage.REJECTED, f"veto: evidence of harm {signs.harm:.0f}"
-        if signs.in_wave:
-            return Stage.PROBATION, "its wave opened"
-    if stage is Stage.PROBATION:
-        if signs.withdrawn:
-            return Stage.ROLLED_BACK, "withdrawn by the coordinator"
-        if signs.harm >= ROLLBACK_EVIDENCE:
-            return Stage.ROLLED_BACK, f"evidence of harm {signs.harm:.0f}"
-        if signs.skips_shadow or signs.windows >= signs.quota:
-            return Stage.COMMITTED, f"{signs.windows} windows on probation"
+    if signs.withdrawn and stage is not Stage.STAGED:
+        back = Stage.ROLLED_BACK if stage is Stage.PROBATION else Stage.REJECTED
+        return back, "withdrawn by the coordinator"
+    if stage in IN_SHADOW:
+        return _after_shadow(stage, signs)
+    if stage is Stage.PROBATION and signs.harm >= ROLLBACK_EVIDENCE:
+        return Stage.ROLLED_BACK, f"evidence of harm {signs.harm:.0f}"
+    if stage is Stage.PROBATION and (signs.skips_shadow or signs.windows >= signs.quota):
+        return Stage.COMMITTED, f"{signs.windows} windows on probation"
+    if stage in (Stage.MUTED, Stage.ROLLED_BACK) and signs.windows >= signs.quota:
+        return Stage.REJECTED, f"refused, and compared in {signs.windows} windows all the same"
+    return None
+
+
+def _after_shadow(stage: Stage, signs: Signs) -> tuple[Stage, str] | None:
+    if stage is Stage.SHADOW and signs.harm >= VETO_EVIDENCE:
+        return Stage.MUTED if signs.in_wave else Stage.VETOED, f"veto: evidence of harm {signs.harm:.0f}"
+    if signs.in_wave:
+        return Stage.PROBATION if stage is Stage.SHADOW else Stage.MUTED, "its wave opened"
     return None
 
 
@@ -92,7 +107,9 @@ class StageLog:
         if stage not in allowed:
             raise ValueError(f"release {release} cannot go from {current} to {stage}")
         self._store.execute(
-            "insert into stage (release, stage, reason) values (?, ?, ?)", (release, stage.value, reason)
+            "insert into stage (release, stage, reason, reading) "
+            "values (?, ?, ?, (select coalesce(max(seq) + 1, 0) from reading))",
+            (release, stage.value, reason),
         )
 
     def stage(self, release: int) -> Stage | None:

@@ -10,7 +10,7 @@ from fleet.release import Release, Rollout
 from fleet.task import Signature
 from node.admission import Admit
 from node.predictor import Predictor
-from node.promotion import Signs, Stage, StageLog, next_stage
+from node.promotion import IN_SHADOW, UNHEARD, Signs, Stage, StageLog, next_stage
 from node.shadow import Shadow
 from node.slots import Pointer, Slots
 
@@ -96,11 +96,13 @@ class Serving:
         self._move(release.number, Stage.STAGED, "verified")
 
     def _supersede(self, number: int, stage: Stage, offered: Release) -> None:
+        """A trial whose wave is open goes on to its end, refused or not, unless the offer takes the release back."""
         withdrawn = 0 < offered.withdraws == number
-        if stage is not Stage.PROBATION:
-            self._move(number, Stage.REJECTED, "withdrawn" if withdrawn else "superseded")
-        elif withdrawn:
+        if withdrawn and stage is Stage.PROBATION:
             self._move(number, Stage.ROLLED_BACK, "withdrawn")
+            stage = Stage.ROLLED_BACK
+        if withdrawn or stage not in (Stage.PROBATION, Stage.MUTED, Stage.ROLLED_BACK):
+            self._move(number, Stage.REJECTED, "withdrawn" if withdrawn else "superseded")
         self._follow()
 
     def _admission(self, number: int) -> tuple[Stage, str]:
@@ -116,7 +118,7 @@ class Serving:
 
     def _next(self, number: int, stage: Stage, rollout: Rollout | None) -> tuple[Stage, str] | None:
         release = self._slots.release(number)
-        watch = Watch.PROBATION if stage is Stage.PROBATION else Watch.SHADOW
+        watch = Watch.SHADOW if stage in IN_SHADOW or stage is Stage.ADMITTED else Watch.PROBATION
         pairs = self._shadow.pairs(number, watch)
         current = rollout if rollout and rollout.release == number else None
         signs = Signs(
@@ -154,7 +156,11 @@ class Serving:
             previous = None
         self._slots.point(Pointer(active, previous))
         candidate = self._stages.candidate()
-        rival = {Stage.SHADOW: candidate[0], Stage.PROBATION: previous}.get(candidate[1]) if candidate else None
+        rival = None
+        if candidate and candidate[1] is Stage.PROBATION:
+            rival = previous
+        elif candidate and candidate[1] in UNHEARD:
+            rival = candidate[0]
         self.active, self.rival = self._opened(active, previous), self._opened(rival)
         self._slots.clear(keep=self._stages.kept())
 

@@ -14,6 +14,7 @@ from node.buffer import Buffer
 from node.predictor import Answer, Predictor
 
 UNLABELLED = 1000  # readings whose values are kept for a label that may come
+_ENDLESS = 2**62
 REMEMBERED = 10_000  # readings that a label still finds
 
 
@@ -43,12 +44,12 @@ class Reading:
 class Shadow:
     """The record of live answers. The rival answers off the reply path, unheard.
 
-    In shadow the rival is the candidate; on probation the candidate answers and the rival is the old model.
+    On probation the candidate answers and the rival is the old model; otherwise the rival is the candidate.
 
     A reading that was answered while a rival watched is evidence, and is never learned from; one that nobody watched
     is a lesson, and is never evidence. Which of them it is, is fixed when it is answered, by what runs at that time,
-    never by the reading, its answer or its label. (What runs follows from signed rollouts, and from vetoes of this
-    node, which earlier evidence decided.)
+    never by the reading, its answer or its label: a node that refuses a release goes on watching it for as long as if
+    it had not (``node.promotion.Stage``).
     """
 
     def __init__(self, store: sqlite3.Connection, signature: Signature) -> None:
@@ -150,14 +151,19 @@ class Shadow:
             self._store.execute(statement, (*(given or (None, None)), seq))
 
     def pairs(self, candidate: int, watch: Watch) -> list[Pair]:
-        """Labelled windows of one candidate in one stage, oldest first."""
-        ours, theirs = ("rival", "release") if watch is Watch.SHADOW else ("release", "rival")
-        new, old = ("rival_answer", "answer") if watch is Watch.SHADOW else ("answer", "rival_answer")
-        query = (  # the names are ours, chosen above
-            f"select seq, {new} = label, {old} = label from reading "  # noqa: S608
-            f"where {ours} = ? and {theirs} < ? and label is not null order by seq"
+        """Labelled windows of one candidate before its wave opened here, or since; oldest first."""
+        since = "select min(reading) from stage where release = :candidate and stage in ('probation', 'muted')"
+        opened = self._store.execute(since, {"candidate": candidate}).fetchone()[0]
+        if watch is Watch.PROBATION and opened is None:
+            return []
+        first, last = (opened, _ENDLESS) if watch is Watch.PROBATION else (0, _ENDLESS if opened is None else opened)
+        query = (
+            "select seq, case release when :candidate then answer else rival_answer end = label, "
+            "case release when :candidate then rival_answer else answer end = label from reading "
+            "where max(release, rival) = :candidate and release != rival and label is not null "
+            "and seq >= :first and seq < :last order by seq"
         )
-        rows = self._store.execute(query, (candidate, candidate))
+        rows = self._store.execute(query, {"candidate": candidate, "first": first, "last": last})
         return [Pair(seq, bool(new_right), bool(old_right)) for seq, new_right, old_right in rows]
 
     def unreported(self, candidate: int, watch: Watch) -> list[Pair]:

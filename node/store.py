@@ -29,7 +29,8 @@ create table if not exists report (
     release integer not null, watch text not null, body blob not null, signature blob not null,
     primary key (release, watch));
 create table if not exists stage (
-    seq integer primary key, release integer not null, stage text not null, reason text not null);
+    seq integer primary key, release integer not null, stage text not null, reason text not null,
+    reading integer not null);
 create trigger if not exists stage_kept before update on stage begin select raise(abort, 'append only'); end;
 create trigger if not exists stage_stays before delete on stage begin select raise(abort, 'append only'); end;
 """

@@ -50,7 +50,7 @@ def _spans(node: _Node, event: Event) -> Iterator[Span]:
         return
     if event.name == Stage.SHADOW:
         node.shadow = (release, event.hour)
-    if event.name in (Stage.PROBATION, Stage.REJECTED):
+    if event.name in (Stage.PROBATION, Stage.REJECTED, Stage.VETOED, Stage.MUTED):
         yield from _watched(node, event.hour)
     if event.name == Stage.PROBATION:
         yield from _answered(node, event.hour)
@@ -83,6 +83,8 @@ def _moment(event: Event) -> tuple[float, str, str] | None:
     reason = str(event.fields.get("reason", ""))
     if event.name == Stage.ROLLED_BACK:
         return event.hour, "↩", f"release {event.fields.get('release')} rolled back: {reason}"
-    if event.name == Stage.REJECTED and "superseded" not in reason:
+    if event.name in (Stage.VETOED, Stage.MUTED) and "veto" in reason:
+        return event.hour, "×", f"release {event.fields.get('release')} refused: {reason}"
+    if event.name == Stage.REJECTED and "superseded" not in reason and "all the same" not in reason:
         return event.hour, "×", f"release {event.fields.get('release')} rejected: {reason}"
     return None

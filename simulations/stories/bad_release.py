@@ -162,7 +162,8 @@ def _exposed(device: "Device", release: int) -> bool:
 
 
 def _vetoed(device: "Device", release: int) -> bool:
-    return any(move[:2] == (release, Stage.REJECTED) and "veto" in move[2] for move in device.agent.stages.history())
+    moves = device.agent.stages.history()
+    return any(number == release and stage in (Stage.VETOED, Stage.MUTED) for number, stage, _ in moves)
 
 
 def _by_itself(device: "Device", release: int) -> bool:

@@ -15,17 +15,19 @@ NOISE_STD = Budget(8.0, 1e-5).noise_multiplier(1)
 VETO = 1 / ALPHA
 
 
-def fleets(gain: float, churn: float, *, spread: float = 0.0, runs: int = RUNS) -> list[Pooled]:
+def fleets(
+    gain: float, churn: float, *, spread: float = 0.0, runs: int = RUNS, nodes: int = NODES, noise: float = NOISE_STD
+) -> list[Pooled]:
     """Fleets whose new model is better by ``gain`` and answers otherwise rightly or wrongly on ``churn`` windows.
 
     ``spread``: half of the nodes gain so much more than that, and half so much less.
     """
     rng = np.random.default_rng(7)
-    gains = gain + spread * np.where(np.arange(NODES) % 2, 1, -1)
-    chances = np.stack([(churn + gains) / 2, (churn - gains) / 2, np.full(NODES, 1 - churn)], axis=1)
-    counts = rng.multinomial(QUOTA, chances, size=(runs, NODES))[..., :2]
-    noisy = counts + np.rint(rng.normal(0, NOISE_STD, counts.shape)).astype(int)
-    return [Pooled.of([tuple(pair) for pair in run.tolist()], quota=QUOTA, noise_std=NOISE_STD) for run in noisy]
+    gains = gain + spread * np.where(np.arange(nodes) % 2, 1, -1)
+    chances = np.stack([(churn + gains) / 2, (churn - gains) / 2, np.full(nodes, 1 - churn)], axis=1)
+    counts = rng.multinomial(QUOTA, chances, size=(runs, nodes))[..., :2]
+    noisy = counts + np.rint(rng.normal(0, noise, counts.shape)).astype(int)
+    return [Pooled.of([tuple(pair) for pair in run.tolist()], quota=QUOTA, noise_std=noise) for run in noisy]
 
 
 def promoted(fleets: list[Pooled]) -> float:
@@ -33,9 +35,13 @@ def promoted(fleets: list[Pooled]) -> float:
 
 
 @pytest.mark.parametrize("churn", [0.05, 0.1, 0.2, 0.4, 0.8])
-def test_a_release_that_loses_the_whole_margin_is_promoted_as_seldom_as_stated(churn: float) -> None:
+@pytest.mark.parametrize("nodes", [5, 8, 16, 20])
+@pytest.mark.parametrize("noise", [0.0, NOISE_STD], ids=["no noise", "noise"])
+def test_a_release_that_loses_the_whole_margin_is_promoted_as_seldom_as_stated(
+    churn: float, nodes: int, noise: float
+) -> None:
     sigma = math.sqrt(ALPHA * (1 - ALPHA) / RUNS)
-    assert promoted(fleets(-MARGIN, churn)) <= ALPHA + 3 * sigma
+    assert promoted(fleets(-MARGIN, churn, nodes=nodes, noise=noise)) <= ALPHA + 3 * sigma
 
 
 def test_a_loss_that_lies_on_some_nodes_only_is_promoted_as_seldom() -> None:

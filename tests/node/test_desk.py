@@ -123,6 +123,8 @@ def test_a_reading_that_a_rival_watched_is_evidence_and_never_a_lesson(
     two = counter.predictor(2)
     counter.models.rival = two
     if probation:
+        for stage in (Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.PROBATION):
+            StageLog(counter.store).append(2, stage, "test")
         counter.models.active, counter.models.rival = two, counter.models.active
     counter.desk.answer(counter.toy.points(2).x, "a")
     steps: list[Callable[[], Any]] = [lambda: counter.desk.teach("a", [0, 1]), counter.settle]

@@ -350,6 +350,7 @@ def test_many_clients_are_answered_each_with_its_own_answer(served: Served) -> N
     assert served.desk.metrics.answers == 400
 
 
+COMMITTED = (Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.PROBATION, Stage.COMMITTED)
 LINE = re.compile(r'[a-z_]+(\{[a-z]+="[^"]+"\})? (NaN|[+-]Inf|-?[0-9.e+-]+)')
 
 
@@ -365,7 +366,7 @@ def samples(text: str) -> dict[str, float]:
 def test_metrics_count_what_happened_and_say_where_the_node_stands(served: Served) -> None:
     store = open_store(served.folder / "node.db")
     log = StageLog(store)
-    for release, stages in ((3, list(Stage)[:5]), (5, [Stage.STAGED])):
+    for release, stages in ((3, COMMITTED), (5, [Stage.STAGED])):
         for stage in stages:
             log.append(release, stage, "")
     store.execute("insert into session (base, base_digest, mu2, payload) values (1, '', 1, x'')")

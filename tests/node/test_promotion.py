@@ -28,6 +28,8 @@ PATH_TO: dict[Stage | None, list[Stage]] = {
     Stage.SHADOW: [Stage.STAGED, Stage.ADMITTED, Stage.SHADOW],
     Stage.PROBATION: [Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.PROBATION],
     Stage.COMMITTED: [Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.PROBATION, Stage.COMMITTED],
+    Stage.VETOED: [Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.VETOED],
+    Stage.MUTED: [Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.VETOED, Stage.MUTED],
     Stage.ROLLED_BACK: [Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.PROBATION, Stage.ROLLED_BACK],
     Stage.REJECTED: [Stage.STAGED, Stage.REJECTED],
 }
@@ -38,7 +40,13 @@ MOVES = {
     (Stage.ADMITTED, Stage.SHADOW),
     (Stage.ADMITTED, Stage.REJECTED),
     (Stage.SHADOW, Stage.PROBATION),
+    (Stage.SHADOW, Stage.VETOED),
+    (Stage.SHADOW, Stage.MUTED),
     (Stage.SHADOW, Stage.REJECTED),
+    (Stage.VETOED, Stage.MUTED),
+    (Stage.VETOED, Stage.REJECTED),
+    (Stage.MUTED, Stage.REJECTED),
+    (Stage.ROLLED_BACK, Stage.REJECTED),
     (Stage.PROBATION, Stage.COMMITTED),
     (Stage.PROBATION, Stage.ROLLED_BACK),
 }
@@ -67,8 +75,8 @@ def test_only_moves_in_the_table_are_made(log: StageLog, here: Stage | None, the
         assert log.history() == before
 
 
-def test_a_release_ends_committed_rejected_or_rolled_back() -> None:
-    assert {Stage.COMMITTED, Stage.REJECTED, Stage.ROLLED_BACK} == FINAL
+def test_a_release_ends_committed_or_rejected() -> None:
+    assert {Stage.COMMITTED, Stage.REJECTED} == FINAL
     assert frozenset(Stage) - FINAL == CANDIDATE == frozenset(NEXT)
 
 
@@ -80,11 +88,22 @@ def test_a_release_ends_committed_rejected_or_rolled_back() -> None:
         pytest.param(Stage.SHADOW, QUIET, None, id="shadow: until its wave"),
         pytest.param(Stage.SHADOW, replace(QUIET, windows=10**6), None, id="shadow: no node decides alone"),
         pytest.param(Stage.SHADOW, replace(QUIET, in_wave=True), Stage.PROBATION, id="shadow: its wave opened"),
-        pytest.param(Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE, windows=2), Stage.REJECTED, id="shadow: veto"),
-        pytest.param(Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE), None, id="shadow: veto, but no report yet"),
+        pytest.param(Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE), Stage.VETOED, id="shadow: veto"),
         pytest.param(
-            Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE, in_wave=True), Stage.REJECTED, id="shadow: veto in wave"
+            Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE, in_wave=True), Stage.MUTED, id="shadow: veto in wave"
         ),
+        pytest.param(Stage.VETOED, replace(QUIET, windows=9), None, id="vetoed: compared on until its wave"),
+        pytest.param(Stage.VETOED, replace(QUIET, in_wave=True), Stage.MUTED, id="vetoed: its wave opened"),
+        pytest.param(Stage.VETOED, replace(QUIET, withdrawn=True), Stage.REJECTED, id="vetoed: withdrawn"),
+        *[
+            pytest.param(stage, replace(QUIET, windows=windows, withdrawn=withdrawn), end, id=f"{stage}: {why}")
+            for stage in (Stage.MUTED, Stage.ROLLED_BACK)
+            for windows, withdrawn, end, why in (
+                (1, False, None, "compared on as if it were not"),
+                (2, False, Stage.REJECTED, "quota"),
+                (0, True, Stage.REJECTED, "withdrawn"),
+            )
+        ],
         pytest.param(
             Stage.SHADOW, replace(QUIET, harm=VETO_EVIDENCE - 1, in_wave=True), Stage.PROBATION, id="shadow: near veto"
         ),
@@ -124,7 +143,11 @@ def test_the_signs_call_for_one_move(stage: Stage, signs: Signs, move: Stage | N
             {1: Stage.COMMITTED, 2: Stage.SHADOW}, (1, None), (2, Stage.SHADOW), {1, 2}, id="the second in shadow"
         ),
         pytest.param({1: Stage.COMMITTED, 2: Stage.PROBATION}, (2, 1), (2, Stage.PROBATION), {1, 2}, id="on probation"),
-        pytest.param({1: Stage.COMMITTED, 2: Stage.ROLLED_BACK}, (1, None), None, {1}, id="rolled back"),
+        pytest.param({1: Stage.COMMITTED, 2: Stage.REJECTED}, (1, None), None, {1}, id="rejected"),
+        *[
+            pytest.param({1: Stage.COMMITTED, 2: stage}, (1, None), (2, stage), {1, 2}, id=f"{stage}: never answers")
+            for stage in (Stage.VETOED, Stage.MUTED, Stage.ROLLED_BACK)
+        ],
         pytest.param({1: Stage.COMMITTED, 2: Stage.COMMITTED}, (2, 1), None, {1, 2}, id="committed"),
         pytest.param(
             {1: Stage.COMMITTED, 2: Stage.COMMITTED, 3: Stage.PROBATION},
@@ -134,7 +157,7 @@ def test_the_signs_call_for_one_move(stage: Stage, signs: Signs, move: Stage | N
             id="the third on probation: after a rollback there must be a release to fall back on",
         ),
         pytest.param(
-            {1: Stage.COMMITTED, 2: Stage.COMMITTED, 3: Stage.ROLLED_BACK, 4: Stage.REJECTED},
+            {1: Stage.COMMITTED, 2: Stage.COMMITTED, 3: Stage.REJECTED, 4: Stage.REJECTED},
             (2, 1),
             None,
             {1, 2},

@@ -11,6 +11,7 @@ import pytest
 
 from fleet import durable
 from fleet.errors import SignatureError, TrustError
+from fleet.messages import Watch
 from fleet.release import Rollout
 from node.admission import admit
 from node.promotion import Stage, StageLog
@@ -133,12 +134,15 @@ def test_a_broken_release_is_vetoed_in_shadow_and_never_answered(node: Node) -> 
     rollout = node.offer(2, right=False)
     for _ in range(30):
         node.live(1, rollout)
-    assert node.stage(2) is Stage.REJECTED
+    assert node.stage(2) is Stage.VETOED
     assert node.stages.history()[-1][2].startswith("veto: evidence of harm")
+    rollout = Rollout(2, "salt", EVERYBODY)
+    node.pull(rollout)
+    assert (node.stage(2), node.says()) == (Stage.MUTED, 1)
+    node.live(5, rollout)
+    assert (node.stage(2), node.says()) == (Stage.REJECTED, 1)
     assert node.shadow.answered_with() == {1}
     assert not node.slots.is_whole(2)
-    node.pull(Rollout(2, "salt", EVERYBODY))
-    assert node.says() == 1
 
 
 def test_a_release_that_harms_on_probation_goes_back_at_once(node: Node) -> None:
@@ -147,6 +151,29 @@ def test_a_release_that_harms_on_probation_goes_back_at_once(node: Node) -> None
     for _ in range(30):
         node.live(1, rollout)
     assert (node.says(), node.stage(2), node.slots.pointer()) == (1, Stage.ROLLED_BACK, Pointer(1, None))
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["good", "refused"])
+def test_I4_what_a_node_compares_and_how_long_does_not_depend_on_what_it_finds(node: Node, right: bool) -> None:
+    """The same windows are evidence, of the same stage, whether the node refuses the release or takes it."""
+    in_shadow = node.offer(2, right=right, quota=12)
+    for _ in range(20):
+        node.live(1, in_shadow)
+    open_to_all = node.pull(Rollout(2, "salt", EVERYBODY))
+    for _ in range(20):
+        node.live(1, open_to_all)
+    assert node.says() == (2 if right else 1)
+    assert [pair.seq for pair in node.shadow.pairs(2, Watch.SHADOW)] == list(range(20))
+    assert [pair.seq for pair in node.shadow.pairs(2, Watch.PROBATION)] == list(range(20, 32))
+
+
+@pytest.mark.parametrize("harmed", [12, 6, 0])
+def test_I4_a_node_that_goes_back_gives_as_much_evidence_as_one_that_stays(node: Node, harmed: int) -> None:
+    """Its windows are compared to the end of its quota, and after it none is."""
+    rollout = node.offer(2, EVERYBODY, right=harmed < 12, quota=12)
+    for _ in range(20):
+        node.live(1, rollout)
+    assert len(node.shadow.pairs(2, Watch.PROBATION)) == 12
 
 
 def test_a_release_that_computes_something_else_here_is_rejected(node: Node) -> None:
@@ -187,7 +214,8 @@ def test_a_halted_rollout_takes_its_release_back(node: Node) -> None:
     node.offer(2, EVERYBODY)
     assert node.says() == 2
     node.pull(Rollout(2, "salt", EVERYBODY, halted=True))
-    assert (node.says(), node.stage(2)) == (1, Stage.ROLLED_BACK)
+    assert (node.says(), node.stage(2)) == (1, Stage.REJECTED)
+    assert Stage.ROLLED_BACK in {stage for _, stage, _ in node.stages.history()}
 
 
 def test_a_rollout_that_was_halted_before_we_saw_it_is_not_begun(node: Node) -> None:
@@ -237,7 +265,7 @@ def test_a_withdrawal_is_a_newer_number_that_skips_shadow_and_probation(node: No
         node.live(2, rollout)
     node.offer(3, EVERYBODY, withdraws=2, like=1)
     assert (node.says(), node.stage(3)) == (3, Stage.COMMITTED)
-    assert node.stage(2) is (Stage.COMMITTED if committed else Stage.ROLLED_BACK)
+    assert node.stage(2) is (Stage.COMMITTED if committed else Stage.REJECTED)
 
 
 def test_a_withdrawal_with_weights_that_were_never_served_here_stands_probation(node: Node) -> None:

@@ -9,6 +9,7 @@ from fleet.errors import InputError
 from fleet.messages import Watch
 from fleet.task import Signature
 from node.predictor import Answer
+from node.promotion import Stage, StageLog
 from node.shadow import Pair, Shadow
 
 SIGNATURE = Signature("x", (2,), -1.0, 1.0, ("left", "right"))
@@ -69,8 +70,11 @@ def test_a_label_of_no_class_or_no_request_is_refused(shadow: Shadow, seq: int, 
 )
 @pytest.mark.parametrize("watch", list(Watch))
 def test_a_pair_tells_which_model_was_right(
-    shadow: Shadow, watch: Watch, old: int, new: int, truth: int, harm: int
+    shadow: Shadow, store: sqlite3.Connection, watch: Watch, old: int, new: int, truth: int, harm: int
 ) -> None:
+    if watch is Watch.PROBATION:
+        for stage in (Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.PROBATION):
+            StageLog(store).append(2, stage, "test")
     answers, rival = ((1, old), (2, new)) if watch is Watch.SHADOW else ((2, new), (1, old))
     seq = shadow.record(X, answer(*answers))
     shadow.compare(Always(*rival), answers[0])
