@@ -1,7 +1,6 @@
 """What would not work about a task and its settings, found and explained before anything runs."""
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,15 +10,14 @@ import numpy.typing as npt
 
 from fleet.enrolment import check_name
 from fleet.errors import FleetError, InputError, TaskError, UsageError
+from fleet.evidence import ROLLBACK_EVIDENCE, fewest_harmed
+from fleet.overlaps import most_windows
 from fleet.settings import Settings
 from fleet.task import Recording, Task, Windows, weights_of
 from fleet.weights import Flat
 
 if TYPE_CHECKING:
     import torch
-
-_DISTINCT = 8  # fewer different values agree by accident: silence, padding, a border of black pixels
-_BASE = 0x9E3779B97F4A7C15
 
 Level = Literal["error", "warning"]
 Register = Callable[[Task, Flat], Sequence[str]]
@@ -246,7 +244,7 @@ def _problem(task: Task, windows: Windows) -> str | None:
 
 def _undeclared_overlap(task: Task, recordings: dict[str, Recording]) -> Iterator[Finding]:
     """The promise is about one window; a stretch of data that lies in several needs their number declared."""
-    found = {name: _most_windows(_together(seen)) for name, seen in recordings.items()}
+    found = {name: most_windows(_together(seen)) for name, seen in recordings.items()}
     name = max(found, key=lambda device: found[device], default="")
     if name and found[name] > task.unit.group:
         yield _error(
@@ -258,60 +256,6 @@ def _undeclared_overlap(task: Task, recordings: dict[str, Recording]) -> Iterato
 
 def _together(recording: Recording) -> npt.NDArray[np.float32]:
     return np.concatenate([part.x for part in (recording.train, recording.live) if len(part)] or [recording.train.x])
-
-
-def _most_windows(x: npt.NDArray[np.float32]) -> int:
-    """In how many windows ``(n, ...)`` one stretch lies, whichever axis is time."""
-    return max(_windows_per_stretch(np.moveaxis(x, axis, -1)) for axis in range(1, x.ndim))
-
-
-def _windows_per_stretch(x: npt.NDArray[np.float32]) -> int:
-    """In how many of the windows ``(n, ..., time)`` the most repeated moment lies; 1 if none share data."""
-    links: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for earlier, later, shift in _overlaps(x.reshape(len(x), -1, x.shape[-1])):
-        links[earlier].append((later, shift))
-        links[later].append((earlier, -shift))
-    start: dict[int, int] = {}  # of each window, on one clock for all that hang together
-    most = 1
-    for first in links:
-        if first in start:
-            continue
-        start[first], group = 0, [first]
-        for window in group:  # which grows as it is walked
-            fresh = {other: start[window] + shift for other, shift in links[window] if other not in start}
-            start.update(fresh)
-            group.extend(fresh)
-        starts = np.sort([start[window] for window in group])
-        ended = np.searchsorted(starts, starts - x.shape[-1], side="right")
-        most = max(most, int((np.arange(1, len(starts) + 1) - ended).max()))
-    return most
-
-
-def _overlaps(x: npt.NDArray[np.float32]) -> Iterator[tuple[int, int, int]]:
-    """``(i, j, shift)`` where window ``j`` begins ``shift`` steps after window ``i`` and repeats the rest of it."""
-    steps = x.shape[-1]
-    heads, tails = _fingerprints(x)
-    for shift in range(steps):
-        begins = defaultdict(list)
-        for j, mark in enumerate(heads[:, steps - shift - 1].tolist()):
-            begins[mark].append(j)
-        for i, mark in enumerate(tails[:, shift].tolist()):
-            alike = [j for j in begins.get(mark, []) if j > i or (shift and j != i)]
-            if alike and len(np.unique(x[i, :, shift:])) >= _DISTINCT:
-                equal = (j for j in alike if np.array_equal(x[i, :, shift:], x[j, :, : steps - shift]))
-                yield from ((i, j, shift) for j in equal)
-
-
-def _fingerprints(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Polynomial hashes modulo 2^64, ``(n, time)``: of steps ``0..k``, and of all from step ``k`` on."""
-    keys = np.random.default_rng(0).integers(2**63, size=x.shape[1], dtype=np.uint64)
-    digits = np.einsum("nct,c->nt", np.ascontiguousarray(x).view(np.uint32).astype(np.uint64), keys)
-    powers, inverses = (
-        np.array([pow(base, k, 2**64) for k in range(x.shape[-1])], np.uint64)
-        for base in (_BASE, pow(_BASE, -1, 2**64))
-    )
-    heads = np.cumsum(digits * powers, axis=1, dtype=np.uint64)
-    return heads, (heads[:, -1:] - heads + digits * powers) * inverses
 
 
 def _promise(task: Task, settings: Settings) -> Iterator[Finding]:
@@ -330,6 +274,15 @@ def _promise(task: Task, settings: Settings) -> Iterator[Finding]:
             "privacy.planned_releases",
             f"{privacy.planned_releases} do not divide into {settings.round.rounds} rounds: {unused} stay unused",
         )
+
+    yield from _probation(settings)
+
+
+def _probation(settings: Settings) -> Iterator[Finding]:
+    needed = fewest_harmed(ROLLBACK_EVIDENCE)
+    if settings.release.probation_windows < needed:
+        found = f"{settings.release.probation_windows}, and a node is sure of harm after {needed} at least"
+        yield Finding("warning", "release.probation_windows", f"{found}: no node can go back by itself")
 
 
 def _error(subject: str, message: str) -> Finding:

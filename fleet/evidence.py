@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -74,6 +75,11 @@ class Pooled:
         return 0.5 / self.windows if self.windows else 0.0
 
 
+# A node's own test looks at every window of every release: what it takes to refuse one (Ville's inequality).
+VETO_EVIDENCE = 1 / 0.05
+ROLLBACK_EVIDENCE = 1 / 0.01
+
+
 def _quantile(alpha: float) -> float:
     from statistics import NormalDist  # nodes need none of it, nor the decimals it brings
 
@@ -98,3 +104,8 @@ def harm_evidence(outcomes: Iterable[int]) -> float:
         wealth = wealth * (1 + _BETS * outcome)
         peak = max(peak, float(wealth.mean()))
     return peak
+
+
+def fewest_harmed(evidence: float) -> int:
+    """How many windows in a row must be harmed before there is so much evidence."""
+    return next(n for n in count(1) if harm_evidence([1] * n) >= evidence)

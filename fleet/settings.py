@@ -89,7 +89,7 @@ class ReleaseSettings:
     margin: float = 0.05
     alpha: float = 0.05
     shadow_windows: int = 8
-    probation_windows: int = 2
+    probation_windows: int = 20
     patience: timedelta = timedelta(hours=12)
     wave_quorum: float = 0.75
 

@@ -4,6 +4,8 @@ import sqlite3
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fleet.evidence import ROLLBACK_EVIDENCE, VETO_EVIDENCE
+
 
 class Stage(StrEnum):
     """Where a release stands on this node.
@@ -37,10 +39,6 @@ CANDIDATE = frozenset(NEXT)
 FINAL = frozenset(Stage) - CANDIDATE
 IN_SHADOW = frozenset({Stage.SHADOW, Stage.VETOED})  # its wave is not open yet
 UNHEARD = frozenset({Stage.SHADOW, Stage.VETOED, Stage.MUTED, Stage.ROLLED_BACK})  # compared, and never answers
-
-# An always-valid test at every window of every release: a veto needs this much evidence (Ville's inequality).
-VETO_EVIDENCE = 1 / 0.05
-ROLLBACK_EVIDENCE = 1 / 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from simulations.stories.story import Story
 
 SETTINGS_FILE = "fleet.toml"
+BUILT_IN_SETTINGS = Path(__file__).with_name("smartwatch.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def _built_in(wish: Wish) -> tuple[Task, Settings, str]:
     from simulations import smartwatch
 
     task_ = smartwatch.smartwatch(wish.model, wish.fold)  # type: ignore[arg-type] # it checks, and says so
-    return task_, load(None), smartwatch.held_out(wish.fold)
+    return task_, load(BUILT_IN_SETTINGS), smartwatch.held_out(wish.fold)
 
 
 def _configured(config: Path, wish: Wish) -> tuple[Task, Settings, str]:

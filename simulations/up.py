@@ -29,7 +29,8 @@ TASK = "simulations.smartwatch:TASK"
 STARTING_S = 60.0
 ENDING_S = 15.0
 LOOK_S = 0.3
-LIVE_WINDOWS = {"shadow": 24, "probation": 3}  # what one release needs of a node
+LIVE_WINDOWS = {"shadow": 24, "probation": 3}  # what one release needs of a node, refused or not
+TRIALS = {"shadow": "shadow", "vetoed": "shadow"} | dict.fromkeys(("probation", "muted", "rolled-back"), "probation")
 TRAINING_SHARE = 0.5  # the rest is the live stream: five nodes need many windows to be sure of anything
 SETTINGS = """\
 [task]
@@ -156,9 +157,9 @@ class Wearer:
             self.failed += 1
 
     def _trial(self) -> tuple[int, str]:
-        """The release on trial here, and its stage."""
+        """The release on trial here, and which part of it."""
         now = self.status()
-        return now["candidate"] or 0, now["stage"] or ""
+        return now["candidate"] or 0, TRIALS.get(now["stage"] or "", "")
 
     def status(self) -> dict[str, Any]:
         """How the node stands."""

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fleet.check import Finding, _most_windows, check
+from fleet.check import Finding, check
 from fleet.errors import TaskError
+from fleet.overlaps import most_windows
 from fleet.settings import Settings
 from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows
 from fleet.weights import Flat
@@ -187,8 +188,8 @@ def test_overlapping_windows_need_their_number_declared(stride: int, group: int)
 def test_an_overlap_is_found_whichever_axis_is_time() -> None:
     series = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
     half = [series[start : start + 20] for start in range(0, 380, 10)]
-    assert _most_windows(np.stack(half)) == _most_windows(np.stack([w.T for w in half])) == 2
-    assert _most_windows(np.stack(half[::2])) == 1
+    assert most_windows(np.stack(half)) == most_windows(np.stack([w.T for w in half])) == 2
+    assert most_windows(np.stack(half[::2])) == 1
 
 
 def test_a_window_stored_twice_is_an_overlap() -> None:
@@ -308,3 +309,13 @@ def test_checking_leaves_the_dice_and_the_data_alone() -> None:
     assert check(checked, SETTINGS, content) == []
     assert np.array_equal(seen.x, kept)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("windows", "said"),
+    [(2, ["2, and a node is sure of harm after 11 at least: no node can go back by itself"]), (11, [])],
+)
+def test_a_probation_in_which_no_node_could_go_back_is_told(windows: int, said: list[str]) -> None:
+    settings = Settings().changed(release={"probation_windows": windows})
+    found = check(task(), settings, content)
+    assert [one.message for one in found if one.subject == "release.probation_windows"] == said

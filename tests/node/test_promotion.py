@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from fleet.evidence import ROLLBACK_EVIDENCE, VETO_EVIDENCE
 from node.promotion import (
     CANDIDATE,
     FINAL,
     NEXT,
-    ROLLBACK_EVIDENCE,
-    VETO_EVIDENCE,
     Signs,
     Stage,
     StageLog,
