@@ -4,6 +4,7 @@ A file is written beside its place, flushed to the disk, renamed over it, and th
 so that after a power cut at any instant the old bytes or the new ones are there, whole.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -54,9 +55,18 @@ def held(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append ``line`` to a log. Not flushed to the disk: a log is a witness, never the truth."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    """Append ``line`` to a log, whole or not at all. Not flushed to the disk: a log is a witness, never the truth.
+
+    Raises:
+        OSError: It was not appended.
+    """
+    data = f"{line}\n".encode()
+    with open(path, "ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # a node's children write to the same log
+        written = file.write(data)
+        if written < len(data):
+            file.truncate(file.tell() - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _flush_folder(path: Path) -> None:

@@ -20,17 +20,28 @@ def ignore(event: str, **fields: Any) -> None:
 
 
 class EventLog:
-    """Appends events to a file. A log is a witness, never the truth: nothing is ever read back to decide."""
+    """Appends events to a file. A log is a witness, never the truth: nothing is ever read back to decide.
+
+    Nothing fails because an event cannot be written, on a full disk for example: the next that can be says in
+    ``lost`` how many could not.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], datetime]) -> None:
         self._path = path
         self._clock = clock
+        self._lost = 0
 
     def record(self, who: str) -> Record:
         """The recorder of one program."""
 
         def record(event: str, **fields: Any) -> None:
             line = {"at": self._clock().isoformat(), "who": who, "event": event, **fields}
-            durable.append_line(self._path, json.dumps(line))
+            if self._lost:
+                line["lost"] = self._lost
+            try:
+                durable.append_line(self._path, json.dumps(line))
+                self._lost = 0
+            except OSError:
+                self._lost += 1
 
         return record

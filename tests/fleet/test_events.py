@@ -1,0 +1,53 @@
+"""The log of events: what happened, a line each, and never a reason to stop."""
+
+import errno
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fleet import durable
+from fleet.events import EventLog
+
+NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_event_that_cannot_be_written_stops_nothing_and_the_next_one_counts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.jsonl"
+    record = EventLog(path, lambda: NOW).record("n1")
+
+    def full(path: Path, line: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "append_line", full)
+        record("started")
+        record("kept", part="pull")
+    record("kept", part="settle")
+    record("stopped")
+    assert [(line["event"], line.get("lost")) for line in lines(path)] == [("kept", 2), ("stopped", None)]
+
+
+def test_a_disk_that_is_filled_by_half_a_line_keeps_whole_lines(small_disk: Path) -> None:
+    path = small_disk / "events.jsonl"
+    record = EventLog(path, lambda: NOW).record("n1")
+    record("filled", by="x" * (small_disk.stat().st_blksize - 150))
+    rest = small_disk / "rest"
+    with pytest.raises(OSError, match="No space left"), open(rest, "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    for _ in range(9):
+        record("kept", reason="no space left on device")
+    kept = lines(path)
+    rest.unlink()
+    record("stopped")
+    assert lines(path) == [*kept, {"at": NOW.isoformat(), "who": "n1", "event": "stopped", "lost": 10 - len(kept)}]
+    assert 1 <= len(kept) < 10

@@ -1,0 +1,91 @@
+"""The resident process of a node that has no coordinator: over a disk that fills, and over a store that is damaged."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fleet.errors import LinkError
+from fleet.events import ignore
+from fleet.settings import Settings
+from node import recorder, resident
+from node.admission import admit
+from node.client import Client
+from node.identity import Identity
+from node.promotion import StageLog
+from node.resident import Resident
+from node.serving import Serving
+from node.shadow import Shadow
+from node.slots import Slots
+from node.store import open_store
+from tests.conftest import fill
+from tests.node.conftest import Toy
+
+X = np.array([0.5, 0.0], np.float32)
+
+
+@pytest.fixture(scope="module")
+def provisioned(tmp_path_factory: pytest.TempPathFactory, toys: Toy) -> Path:
+    """A node's folder with release 1."""
+    folder = tmp_path_factory.mktemp("node")
+    store = open_store(folder / "node.db")
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    Identity("n1", key.private_bytes_raw(), bytes(32), b"root", Settings(), toys.task).save(store)
+    parts = {"stages": StageLog(store), "slots": Slots(folder / "slots"), "shadow": Shadow(store, toys.signature)}
+    toys.put(1)
+    Serving("n1", toys.signature, **parts, admit=admit, record=ignore).provision(toys, 1)  # type: ignore[arg-type]
+    store.close()
+    return folder
+
+
+class Running:
+    """A resident node in a thread, and a program that asks it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.resident = Resident(
+            folder, listen=f"unix:{folder / 'api'}", online=False, daily_bytes=None, version="0"
+        )
+        self._thread = threading.Thread(target=self.resident.run)
+        self._thread.start()
+        self.client = Client(f"unix:{folder / 'api'}")
+
+    @property
+    def runs(self) -> bool:
+        return self._thread.is_alive()
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "events.jsonl").read_text().splitlines()]
+
+    def close(self) -> None:
+        self.client.close()
+        self.resident.stop()
+        self._thread.join()
+
+
+def test_I11_a_full_disk_stops_no_answer_and_labels_are_taken_again_when_there_is_room(
+    small_disk: Path, provisioned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "LABEL_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(resident, "IDLE_S", 0.05)
+    running = Running(shutil.copytree(provisioned, small_disk / "node"))
+    fill(small_disk)
+    try:
+        for _ in range(60):
+            assert running.client.infer(X).index == 1
+            time.sleep(2 * recorder.LINGER_S)
+        with pytest.raises(LinkError, match="full"):
+            running.client.label(running.client.infer(X).id, 1)
+        (small_disk / "fill").unlink()
+        assert running.client.label(running.client.infer(X).id, 1) == 1
+        assert running.runs
+    finally:
+        running.close()
+    assert running.events()[-1]["event"] == "stopped"
+    assert any(event.get("lost") for event in running.events())
