@@ -10,7 +10,7 @@ FleetError
 │  ├─ BusyError        the coordinator said when to come back          not before that
 │  ├─ AllowanceError   today's bytes are used up                       tomorrow
 │  └─ ClockError       no offset mends this clock                      have it set
-├─ StoreError          the disk is full or busy                        try again later
+├─ StoreError          the device is full or busy                      try again later
 ├─ TrustError          a base or a release must not be used            keep the active one
 │  ├─ SignatureError
 │  ├─ ExpiredError
@@ -78,7 +78,7 @@ class ClockError(LinkError):
 
 
 class StoreError(FleetError):
-    """Something could not be written: the disk is full, or busy for too long."""
+    """This device has no room or no time for it now: its disk or its memory is full, or busy for too long."""
 
 
 class TrustError(FleetError):

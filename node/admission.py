@@ -2,13 +2,14 @@
 
 import json
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from fleet.errors import TrustError
+from fleet.errors import StoreError, TrustError
 from fleet.release import Release
 
 MEMORY_BYTES = 4 << 30
@@ -26,6 +27,7 @@ def admit(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...
     """Refuse an artifact that does not load within limits or does not give the signed golden outputs.
 
     Raises:
+        StoreError: This device had no time or no memory for it: to be tried again.
         TrustError: Says which; the release must not go on.
     """
     import subprocess  # half a megabyte, for a moment once a release
@@ -40,7 +42,9 @@ def admit(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise TrustError(f"release {release.number} did not load within {TIMEOUT_S} s") from error
+        raise StoreError(f"release {release.number} did not load within {TIMEOUT_S} s") from error
+    if child.returncode == -signal.SIGKILL:  # by a device that was short of memory, which says nothing of the release
+        raise StoreError(f"release {release.number}: the process that loads it was killed")
     if child.returncode:
         reason = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit {child.returncode}"]
         raise TrustError(f"release {release.number} does not load: {reason[-1]}")
@@ -58,7 +62,7 @@ def _golden_digest(order: str, golden: bytes) -> str:
 
 def _main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))  # its own signal, not SIGKILL
     sys.stdout.write(_golden_digest(sys.argv[1], sys.stdin.buffer.read()))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fleet.errors import BudgetError, DowngradeError, FleetError, TrustError
+from fleet.errors import BudgetError, DowngradeError, FleetError, StoreError, TrustError
 from fleet.events import Record, ignore
 from fleet.messages import ReportInstruction, UpdateInstruction
 from fleet.release import Rollout
@@ -80,7 +80,7 @@ class Agent(Learning):
         self._rollout: Rollout | None = None
         self._dice = random.Random(identity.name)  # noqa: S311 - spreads a fleet in time, hides nothing
         self._failures = 0
-        self._next_poll = datetime.min.replace(tzinfo=UTC)
+        self._next_poll = self._next_settling = datetime.min.replace(tzinfo=UTC)
         self.shadow = Shadow(self._store, self.task.signature)
         self.stages = StageLog(self._store)
         self.serving = Serving(
@@ -120,7 +120,7 @@ class Agent(Learning):
         answer = self.serving.active.answer(x)
         try:
             return self.shadow.record(x, answer), answer
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             self._record("unrecorded", reason=str(error))
             return None, answer
 
@@ -154,7 +154,7 @@ class Agent(Learning):
                 part()
             except BudgetError as error:
                 self._note_spent(str(error))
-            except (FleetError, OSError, sqlite3.OperationalError) as error:
+            except (FleetError, OSError, sqlite3.Error) as error:
                 self._record("kept", part=part.__name__.strip("_"), reason=str(error))
 
     def update(self, sealed: Sealed) -> Parcel | None:
@@ -248,8 +248,14 @@ class Agent(Learning):
         return longest * (1 + self._dice.random()) / 2
 
     def _settle(self) -> None:
+        if self.clock() < self._next_settling:
+            return
         with self._store_lock:
-            self.serving.settle(self._rollout)
+            try:
+                self.serving.settle(self._rollout)
+            except StoreError:  # a release that this device could not load now
+                self._next_settling = self.clock() + RETRY_INTERVAL
+                raise
 
     def _learn(self) -> None:
         """One session for the round that asked. Only a timer and an instruction decide when, never the data."""

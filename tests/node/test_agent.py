@@ -18,9 +18,18 @@ from tuf.api.exceptions import DownloadError
 
 from coordinator.publisher import EVERYBODY, Publisher
 from fleet import durable
-from fleet.errors import DowngradeError, ExpiredError, InputError, LinkError, SignatureError, TamperedError, TrustError
+from fleet.errors import (
+    DowngradeError,
+    ExpiredError,
+    InputError,
+    LinkError,
+    SignatureError,
+    StoreError,
+    TamperedError,
+    TrustError,
+)
 from fleet.messages import Instruction, Report, ReportInstruction, Update, UpdateInstruction, Watch, decode
-from fleet.release import ROLLOUT_PATH, Rollout
+from fleet.release import ROLLOUT_PATH, Release, Rollout
 from fleet.settings import Settings
 from fleet.signing import Sealed, unseal
 from fleet.trust.keys import Keyring
@@ -579,3 +588,23 @@ def test_a_new_node_begins_with_what_everybody_may_serve_while_a_rollout_runs(ba
     active = bare.provision().serving.active
     assert active is not None
     assert active.release == 1
+
+
+def test_a_release_that_the_device_could_not_load_now_is_tried_again_in_a_minute(world: World) -> None:
+    tries: list[int] = []
+
+    def short_of_memory(_: Path, release: Release, *__: Any) -> None:
+        tries.append(release.number)
+        if len(tries) < 3:
+            raise StoreError("short of memory")
+
+    world.agent.serving._admit = short_of_memory
+    world.publish(2, EVERYBODY)
+    world.hours_pass()
+    for _ in range(5):
+        world.agent.step()
+    assert (tries, world.agent.stages.stage(2), world.says()) == ([2], Stage.STAGED, 1)
+    for _ in range(2):
+        world.now += RETRY_INTERVAL
+        world.agent.step()
+    assert (tries, world.says()) == ([2, 2, 2], 2)

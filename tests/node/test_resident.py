@@ -89,3 +89,23 @@ def test_I11_a_full_disk_stops_no_answer_and_labels_are_taken_again_when_there_i
         running.close()
     assert running.events()[-1]["event"] == "stopped"
     assert any(event.get("lost") for event in running.events())
+
+
+def test_a_damaged_page_of_the_store_stops_no_answer(provisioned: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(provisioned, tmp_path / "node")
+    store = open_store(folder / "node.db")
+    (page,) = store.execute("select rootpage from sqlite_master where name = 'reading'").fetchone()
+    (size,) = store.execute("pragma page_size").fetchone()
+    store.close()
+    with open(folder / "node.db", "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * 64)
+    running = Running(folder)
+    try:
+        assert running.client.infer(X).index == 1
+        running.resident.agent.mind()
+        assert running.client.infer(X).index == 1
+        assert running.runs
+    finally:
+        running.close()
+    assert {"kept", "unrecorded"} <= {event["event"] for event in running.events()}

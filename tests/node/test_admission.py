@@ -1,0 +1,51 @@
+"""What becomes of a release that this device could not load: it is refused, or tried again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet.errors import StoreError, TrustError
+from node import admission
+from node.admission import admit
+from tests.node.conftest import Toy
+
+
+def admitted(toy: Toy, folder: Path) -> None:
+    release, artifact, golden = toy.made(1)
+    (folder / "artifact.onnx").write_bytes(artifact)
+    admit(folder / "artifact.onnx", release, golden, toy.signature.shape)
+
+
+def child(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Let ``script`` play the child that loads the artifact."""
+    (folder / "child").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "child").chmod(0o755)
+    monkeypatch.setattr(admission.sys, "executable", str(folder / "child"))
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        pytest.param("kill -KILL $$", StoreError, id="killed, as by a device without memory"),
+        pytest.param("exec sleep 60", StoreError, id="too slow"),
+        pytest.param("kill -XCPU $$", TrustError, id="computes without end"),
+        pytest.param("exit 1", TrustError, id="does not load"),
+    ],
+)
+def test_only_what_the_release_itself_did_is_held_against_it(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(admission, "TIMEOUT_S", 0.5)
+    child(monkeypatch, tmp_path, script)
+    with pytest.raises(error):
+        admitted(toy, tmp_path)
+
+
+def test_an_endless_computation_ends_by_the_limit_of_its_time_and_not_as_a_device_without_memory(
+    tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from node import admission; admission.CPU_SECONDS = 1; admission._golden_digest = lambda *_: 2 ** 10**10"
+    child(monkeypatch, tmp_path, f"exec {admission.sys.executable} -c '{code}\nadmission._main()'")
+    with pytest.raises(TrustError, match="does not load"):
+        admitted(toy, tmp_path)
