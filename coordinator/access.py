@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from coordinator.coordinator import Coordinator
 from coordinator.tokens import Tokens
@@ -80,8 +80,8 @@ class Access:
         address = self._address
         return Invitation(address.url, name, secret, sha256(address.root), sha256(key), address.authority)
 
-    def enrol(self, sealed: Sealed) -> Welcome:
-        """Let a node in that holds an invitation and both its keys.
+    def enrol(self, sealed: Sealed) -> dict[str, Any]:
+        """Let a node in that holds an invitation and both its keys; the answer is for ``Welcome.checked``.
 
         Raises:
             RefusedError: ``signature``, ``clock``, ``invitation`` or ``name-taken``.
@@ -97,9 +97,10 @@ class Access:
         )
         self._record("enrolled", node=request.name)
         address, instruction_key = self._address, self._coordinator.instruction_key
-        return Welcome(
+        welcome = Welcome(
             request.name, address.root, instruction_key, address.task, address.reference, address.settings, flower_id
         )
+        return self._coordinator.sealed(welcome)
 
     def token(self, sealed: Sealed) -> tuple[str, datetime]:
         """A token for the node that signed the request, and when it expires.

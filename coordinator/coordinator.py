@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -18,6 +19,7 @@ from coordinator.round import Round, RoundState, is_due, verdict
 from coordinator.rounds import Refusal
 from coordinator.strategy import ServerStep
 from coordinator.vault import Vault
+from fleet.enrolment import Welcome
 from fleet.errors import RefusedError, TamperedError
 from fleet.events import Record, ignore
 from fleet.messages import UpdateInstruction
@@ -70,6 +72,10 @@ class Coordinator:
     def instruction_key(self) -> Ed25519PublicKey:
         """The key that nodes pin."""
         return self._key.public_key()
+
+    def sealed(self, welcome: Welcome) -> dict[str, Any]:
+        """The welcome of a new node, so that it knows whose it is."""
+        return welcome.to_json(self._key)
 
     @property
     def size(self) -> int:

@@ -165,7 +165,7 @@ class Enrolment(Fields):
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What a coordinator tells a node that it enrolled.
+    """What a coordinator tells a node that it enrolled, sealed with the key that the invitation vouches for.
 
     Attributes:
         root: The first root metadata: trust begins here.
@@ -184,34 +184,47 @@ class Welcome:
     settings: Settings
     flower_id: int
 
-    def to_json(self) -> dict[str, Any]:
-        """The answer to an enrolment; ``checked`` reads it back."""
-        return {
+    PURPOSE: ClassVar[str] = "welcome"
+
+    def to_json(self, key: Ed25519PrivateKey) -> dict[str, Any]:
+        """The answer to an enrolment, sealed with the other half of ``instruction_key``; ``checked`` reads it back."""
+        fields = {
             "name": self.name,
             "root": encoded(self.root),
-            "instruction_key": encoded(self.instruction_key.public_bytes_raw()),
             "task": {"spec": self.task.spec(), "reference": self.reference},
             "settings": self.settings.to_json(),
             "flower_id": self.flower_id,
         }
+        sealed = seal(self.PURPOSE, fields, key)
+        return {
+            "instruction_key": encoded(self.instruction_key.public_bytes_raw()),
+            "body": encoded(sealed.body),
+            "signature": encoded(sealed.signature),
+        }
 
     @classmethod
-    def checked(cls, data: Mapping[str, Any], invitation: Invitation) -> Self:
+    def checked(cls, answer: Mapping[str, Any], invitation: Invitation) -> Self:
         """The welcome, if it comes from the coordinator that the invitation is from.
 
         Raises:
-            TrustError: It is for somebody else, of somebody else, or malformed.
+            TrustError: It is for somebody else, of somebody else, altered, or malformed.
         """
         try:
-            root, key = decoded(str(data["root"])), decoded(str(data["instruction_key"]))
+            key = decoded(str(answer["instruction_key"]))
+            if sha256(key) != invitation.key:
+                raise TrustError(f"{invitation.url} is not the coordinator that the invitation is from")
+            instruction_key = Ed25519PublicKey.from_public_bytes(key)
+            sealed = Sealed(decoded(str(answer["body"])), decoded(str(answer["signature"])))
+            data = unseal(cls.PURPOSE, sealed, instruction_key)
+            root = decoded(str(data["root"]))
             if data["name"] != invitation.name:
                 raise TrustError(f"invited as {invitation.name}, welcomed as {str(data['name'])[:80]!r}")
-            if (sha256(root), sha256(key)) != (invitation.root, invitation.key):
+            if sha256(root) != invitation.root:
                 raise TrustError(f"{invitation.url} is not the coordinator that the invitation is from")
             return cls(
                 name=invitation.name,
                 root=root,
-                instruction_key=Ed25519PublicKey.from_public_bytes(key),
+                instruction_key=instruction_key,
                 task=Task.of_spec(data["task"]["spec"]),
                 reference=str(data["task"]["reference"]),
                 settings=Settings.from_json(data["settings"]),

@@ -1,6 +1,7 @@
 """``edgefleet node``: makes this device a node of a fleet, runs it, and says how it is."""
 
 import json
+import math
 import os
 import sys
 from datetime import UTC, datetime
@@ -29,6 +30,9 @@ def enrol(
     task: Annotated[
         str, typer.Option(help="The task's code on this device, path.py:NAME or module:NAME; without it, no learning.")
     ] = "",
+    max_epsilon: Annotated[
+        float, typer.Option(min=0.0, help="Join no fleet that spends more privacy than this.")
+    ] = math.inf,
     format_: Formatted = Format.TEXT,
 ) -> None:
     """Join a fleet with an invitation, and install its newest release."""
@@ -36,13 +40,17 @@ def enrol(
     from node.enrolment import join
 
     invited = Invitation.parse(sys.stdin.read() if invitation == "-" else invitation)
-    agent = join(folder, invited, _absolute(task), clock=lambda: datetime.now(UTC))
+    agent = join(folder, invited, _absolute(task), clock=lambda: datetime.now(UTC), max_epsilon=max_epsilon)
     active = agent.serving.active
     release = active.release if active else None
     agent.close()
     if format_ is Format.JSON:
         typer.echo(json.dumps({"name": agent.name, "release": release, "folder": str(folder)}))
     else:
+        privacy, unit = agent.identity.settings.privacy, agent.task.unit.name
+        typer.echo(
+            f"This fleet spends at most epsilon {privacy.epsilon:g} at delta {privacy.delta:g}; hidden is {unit}."
+        )
         typer.echo(f"{agent.name} is a node now, with release {release}. Next: edgefleet node run --folder {folder}")
 
 

@@ -1,5 +1,6 @@
 """How a device becomes a node of a fleet: from an invitation to a release that answers."""
 
+import math
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fleet.enrolment import Invitation
 from fleet.errors import UsageError
 from fleet.events import EventLog
+from fleet.signing import sha256
 from node.agent import Agent
 from node.coordinator_client import CoordinatorClient, CoordinatorClock, enrol
 from node.fetcher import HttpFetcher
@@ -21,24 +23,35 @@ from node.transport import Transport, shown_authority
 from node.workshop import InProcess
 
 
-def join(folder: Path, invitation: Invitation, reference: str, *, clock: Callable[[], datetime]) -> Agent:
+def join(
+    folder: Path,
+    invitation: Invitation,
+    reference: str,
+    *,
+    clock: Callable[[], datetime],
+    max_epsilon: float = math.inf,
+) -> Agent:
     """Enrol the node of ``folder`` and install its first release. Interrupted and called again, it goes on.
 
     Args:
         reference: Where the task's code is on this device; empty for a node that only answers.
         clock: This device's own time.
+        max_epsilon: The most privacy that the device's owner agrees to spend.
 
     Raises:
         LinkError: The coordinator cannot be reached.
         RefusedError: It does not take this invitation.
         TrustError: It is not the coordinator that the invitation is from.
-        UsageError: The folder belongs to a node already.
+        UsageError: The folder belongs to another node or another fleet already, or the fleet spends more privacy than
+            ``max_epsilon``; nothing was pinned then.
     """
     membership, name = _membership(folder, invitation, reference)
     transport = Transport(membership.url, authority=membership.authority or None)
     corrected = CoordinatorClock(clock)
     client = CoordinatorClient(transport, corrected, node=name, key=membership.key)
     identity = _identity(folder) or _enrolled(folder, transport, corrected, invitation, membership)
+    if (epsilon := identity.settings.privacy.epsilon) > max_epsilon:
+        raise UsageError(f"this fleet spends epsilon {epsilon:g}, --max-epsilon is {max_epsilon:g}: it was not joined")
     return provision(
         folder,
         lambda: identity,
@@ -56,6 +69,8 @@ def _membership(folder: Path, invitation: Invitation, reference: str) -> tuple[M
         identity, known = Identity.load(store), Membership.load(store)
         if identity and identity.name != invitation.name:
             raise UsageError(f"{folder} is node {identity.name}; choose another --folder for {invitation.name}")
+        if identity and (sha256(identity.root), sha256(identity.pinned)) != (invitation.root, invitation.key):
+            raise UsageError(f"{folder} is a node of another fleet; choose another --folder for {invitation.url}")
         authority = shown_authority(invitation.url, invitation.authority) if invitation.authority else ""
         membership = Membership(
             url=invitation.url,

@@ -11,7 +11,8 @@ GET /api/v1/time
 POST /api/v1/enrol
     Sealed ``fleet.enrolment.Enrolment`` (by ``Enrolment.sealed``). No credentials but the secret in it.
     -> 200 ``fleet.enrolment.Welcome.to_json()``; read it with ``Welcome.checked(answer, invitation)``:
-    ``{"name": str, "root": B64, "instruction_key": B64, "task": {"spec": {...}, "reference": str},
+    ``{"instruction_key": B64, "body": B64, "signature": B64}``, sealed with that key over
+    ``{"name": str, "root": B64, "task": {"spec": {...}, "reference": str},
     "settings": {"privacy": {...}, "round": {...}, ...}, "flower_id": int}``.
     The very same request (same keys, same secret) may be sent again and is answered alike.
     -> 400 malformed; 401 signature; 401 clock, with ``"now"`` beside ``code``; 403 invitation (unknown, used, expired,
@@ -99,7 +100,7 @@ def device_app(
 
     @app.post("/api/v1/enrol")
     def enrol(request: SealedBody) -> dict[str, Any]:
-        return access.enrol(request.sealed()).to_json()
+        return access.enrol(request.sealed())
 
     @app.post("/api/v1/token")
     def token(request: SealedBody) -> dict[str, str]:

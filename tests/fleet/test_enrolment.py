@@ -1,5 +1,6 @@
 """Joining a fleet: what is carried over, what is proved, and whom the node believes afterwards."""
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -8,15 +9,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fleet.enrolment import PREFIX, Enrolment, Invitation, Welcome, check_name, encoded, pem
+from fleet.enrolment import PREFIX, Enrolment, Invitation, Welcome, check_name, decoded, encoded, pem
 from fleet.errors import SignatureError, TrustError, UsageError
 from fleet.settings import Settings
-from fleet.signing import seal, sha256
+from fleet.signing import Sealed, seal, sha256, unseal
 from fleet.task import Task
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 ROOT = b'{"signed": {}}'
-COORDINATOR = Ed25519PrivateKey.generate().public_key()
+SIGNER = Ed25519PrivateKey.generate()
+COORDINATOR = SIGNER.public_key()
 INVITATION = Invitation(
     url="https://fleet.example:8443",
     name="watch-07",
@@ -118,8 +120,16 @@ TASK = Task.of_spec(
 WELCOME = Welcome("watch-07", ROOT, COORDINATOR, TASK, "task.py:TASK", Settings(), 2**64 - 5)
 
 
+def resealed(changed: dict[str, Any]) -> dict[str, Any]:
+    """The coordinator's welcome with other fields, sealed by it all the same."""
+    answer = WELCOME.to_json(SIGNER)
+    fields = unseal(Welcome.PURPOSE, Sealed(decoded(answer["body"]), decoded(answer["signature"])), COORDINATOR)
+    sealed = seal(Welcome.PURPOSE, fields | changed, SIGNER)
+    return answer | {"body": encoded(sealed.body), "signature": encoded(sealed.signature)} | changed
+
+
 def test_a_welcome_reads_back_where_the_invitation_vouches_for_it() -> None:
-    assert Welcome.checked(WELCOME.to_json(), INVITATION) == WELCOME
+    assert Welcome.checked(WELCOME.to_json(SIGNER), INVITATION) == WELCOME
 
 
 @pytest.mark.parametrize(
@@ -136,4 +146,16 @@ def test_a_welcome_reads_back_where_the_invitation_vouches_for_it() -> None:
 )
 def test_a_welcome_of_another_coordinator_is_believed_in_nothing(changed: dict[str, Any]) -> None:
     with pytest.raises(TrustError):
-        Welcome.checked(WELCOME.to_json() | changed, INVITATION)
+        Welcome.checked(resealed(changed), INVITATION)
+
+
+@pytest.mark.parametrize("part", ["settings", "body", "signature"])
+def test_a_welcome_that_somebody_altered_on_the_way_is_believed_in_nothing(part: str) -> None:
+    foreign = Ed25519PrivateKey.generate()
+    settings = Settings().changed(privacy={"epsilon": math.inf})
+    other = replace(WELCOME, settings=settings).to_json(foreign)
+    altered = {"body": other["body"], "signature": other["signature"]}
+    if part != "settings":
+        del altered["signature" if part == "body" else "body"]
+    with pytest.raises(SignatureError):
+        Welcome.checked(WELCOME.to_json(SIGNER) | altered, INVITATION)

@@ -90,7 +90,9 @@ class Desk:
         if wish.secret != "secret":
             return _problem(403, "invitation")
         return _ok(
-            Welcome(wish.name, ROOT, INSTRUCTIONS.public_key(), TASK, "task.py:TASK", Settings(), 1007).to_json()
+            Welcome(wish.name, ROOT, INSTRUCTIONS.public_key(), TASK, "task.py:TASK", Settings(), 1007).to_json(
+                INSTRUCTIONS
+            )
         )
 
 

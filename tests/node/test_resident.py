@@ -49,9 +49,7 @@ class Running:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.resident = Resident(
-            folder, listen=f"unix:{folder / 'api'}", online=False, daily_bytes=None, version="0"
-        )
+        self.resident = Resident(folder, listen=f"unix:{folder / 'api'}", online=False, daily_bytes=None, version="0")
         self._thread = threading.Thread(target=self.resident.run)
         self._thread.start()
         self.client = Client(f"unix:{folder / 'api'}")
