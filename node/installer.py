@@ -34,7 +34,7 @@ _LIMITS = UpdaterConfig(
     targets_max_length=2_000_000,
 )
 _PROBES = ("releases/-/-", "rollout/-")  # asking for these loads the delegated roles; nothing has such a name
-_KEPT_BYTES = 64_000  # larger contents go to slots; a poll that finds nothing new must not fetch the rollout again
+_KEPT_BYTES = 64_000  # larger contents go to slots; for one process that polls often, the rollout is fetched once
 _KEPT_FILES = 16
 _CHUNK_BYTES = 65_536
 

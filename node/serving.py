@@ -63,22 +63,23 @@ class Serving:
     def consider(self, rollout: Rollout, catalog: "Catalog") -> None:
         """Stage the release that the rollout offers, unless it was tried before or another is on probation.
 
-        When a rollout was halted, what it offers is the release that everybody else serves: a node that was away
-        while that one was rolled out has yet to take it.
+        A node that was away while the release was rolled out that everybody else serves takes that one first, unless
+        the offered one takes it back.
         """
         self._repair(catalog)
         newest = self._stages.newest() or 0
         if rollout.release <= newest:
             return
         offered = catalog.release(rollout.release)
-        if (candidate := self._stages.candidate()) and not (rollout.halted and candidate[0] == rollout.serving):
+        stands = rollout.halted or offered[0].withdraws != rollout.serving
+        if (candidate := self._stages.candidate()) and not (stands and candidate[0] == rollout.serving):
             self._supersede(*candidate, offered[0])
         if self._stages.candidate() is not None:
             return
-        if not rollout.halted:
-            self._stage(*offered)
-        elif rollout.serving > newest:
+        if stands and rollout.serving > newest:
             self._stage(*catalog.release(rollout.serving))
+        elif not rollout.halted:
+            self._stage(*offered)
 
     def settle(self, rollout: Rollout | None) -> None:
         """Make every move that the evidence calls for now."""

@@ -12,6 +12,7 @@ from fleet.messages import Watch
 from fleet.task import Signature
 from node.buffer import Buffer
 from node.predictor import Answer, Predictor
+from node.store import transaction
 
 UNLABELLED = 1000  # readings whose values are kept for a label that may come
 _ENDLESS = 2**62
@@ -142,13 +143,16 @@ class Shadow:
         A rival is shown nothing that was answered before it was there, and nothing twice.
         """
         query = "select seq, x, release, watch from reading where x is not null and not lesson order by seq"
+        rows = []
         for seq, raw, release, watch in self._store.execute(query).fetchall():
-            given = None
+            given: tuple[int | None, int | None] = (None, None)
             if rival is not None and release == answering and watch in (None, rival.release):
                 x = np.frombuffer(raw, np.float32).reshape(self._signature.shape)
                 given = (rival.release, rival.answer(x).label)
-            statement = "update reading set x = null, rival = ?, rival_answer = ? where seq = ?"
-            self._store.execute(statement, (*(given or (None, None)), seq))
+            rows.append((*given, seq))
+        if rows:
+            with transaction(self._store):  # one flush of the disk for all of them
+                self._store.executemany("update reading set x = null, rival = ?, rival_answer = ? where seq = ?", rows)
 
     def pairs(self, candidate: int, watch: Watch) -> list[Pair]:
         """Labelled windows of one candidate before its wave opened here, or since; oldest first."""

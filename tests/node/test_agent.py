@@ -608,3 +608,21 @@ def test_a_release_that_the_device_could_not_load_now_is_tried_again_in_a_minute
         world.now += RETRY_INTERVAL
         world.agent.step()
     assert (tries, world.says()) == ([2, 2, 2], 2)
+
+
+def test_a_node_that_was_away_takes_what_everybody_serves_before_what_is_still_in_shadow(world: World) -> None:
+    world.link.up = False
+    world.publish(2, EVERYBODY)
+    world.publisher.rollout(Rollout(2, "salt", EVERYBODY, serving=2))
+    world.publish(3, "")
+    world.publisher.rollout(Rollout(3, "salt", "", serving=2))
+    world.link.up = True
+    for _ in range(2):
+        world.hours_pass()
+        world.agent.step()
+    assert world.agent.stages.candidate() == (2, Stage.PROBATION)
+    world.publisher.rollout(Rollout(3, "salt", "", halted=True, serving=2))
+    for _ in range(3):
+        world.hours_pass()
+        world.agent.step()
+    assert world.says() == 2

@@ -125,3 +125,14 @@ def test_a_window_that_was_reported_is_evidence_no_more(shadow: Shadow, store: s
     store.execute("update reading set report = 'shadow/2' where seq = 1")
     assert [pair.seq for pair in shadow.unreported(2, Watch.SHADOW)] == [0, 2]
     assert len(shadow.pairs(2, Watch.SHADOW)) == 3
+
+
+def test_all_comparisons_of_a_step_are_one_transaction(shadow: Shadow, store: sqlite3.Connection) -> None:
+    for _ in range(50):
+        shadow.record(X, answer(1, 0))
+    statements: list[str] = []
+    store.set_trace_callback(statements.append)
+    shadow.compare(Always(2, 1), 1)
+    store.set_trace_callback(None)
+    assert statements.index("begin immediate") < next(i for i, s in enumerate(statements) if s.startswith("update"))
+    assert (statements.count("begin immediate"), statements.count("commit")) == (1, 1)
