@@ -52,7 +52,7 @@ class Running:
         self.resident = Resident(folder, listen=f"unix:{folder / 'api'}", online=False, daily_bytes=None, version="0")
         self._thread = threading.Thread(target=self.resident.run)
         self._thread.start()
-        self.client = Client(f"unix:{folder / 'api'}")
+        self.client = _answered(f"unix:{folder / 'api'}")
 
     @property
     def runs(self) -> bool:
@@ -65,6 +65,18 @@ class Running:
         self.client.close()
         self.resident.stop()
         self._thread.join()
+
+
+def _answered(where: str) -> Client:
+    """A client of the node, as soon as it answers."""
+    end = time.monotonic() + 10.0
+    while True:
+        try:
+            return Client(where)
+        except LinkError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def test_I11_a_full_disk_stops_no_answer_and_labels_are_taken_again_when_there_is_room(
