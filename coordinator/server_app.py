@@ -58,9 +58,10 @@ class Reports:
         names = {id_: name for name, id_ in self._coordinator.delivery.reporters().items()}
         sealed = self._coordinator.delivery.sealed(instruction)
         for reply in _looked(grid, self._asks, names, REPORT, sealed, self._ask_s, self._clock):
-            if not reply.has_error() and (report := _sealed(reply, "report")):
+            report = None if reply.has_error() else reply.content.config_records.get("report")
+            if report is not None:
                 node = names.get(reply.metadata.src_node_id, "unknown")
-                self._coordinator.delivery.receive(instruction, node, report)
+                self._coordinator.delivery.receive(instruction, node, Sealed.of(report))
         return self.under_way
 
 
@@ -155,18 +156,11 @@ def _questions(nodes: Iterable[int], kind: str, instruction: Sealed, *, ttl: flo
     return [Message(RecordDict({"instruction": record}), id_, kind, ttl=ttl) for id_ in nodes]
 
 
-def _sealed(reply: Message, name: str) -> Sealed | None:
-    record = reply.content.config_records.get(name)
-    if record is None:
-        return None
-    body, signature = record.get("body"), record.get("signature")
-    return Sealed(body if isinstance(body, bytes) else b"", signature if isinstance(signature, bytes) else b"")
-
-
 def _update(reply: Message) -> tuple[Sealed, str, bytes] | None:
     """The signed fields, the codec and the bytes of a reply; None for "nothing yet" and for errors."""
-    if reply.has_error() or (sealed := _sealed(reply, "update")) is None:
+    record = None if reply.has_error() else reply.content.config_records.get("update")
+    if record is None:
         return None
     arrays = reply.content.array_records.get("delta", ArrayRecord())
     delta = arrays.get("delta")
-    return (sealed, delta.stype, delta.data) if delta else (sealed, "", b"")
+    return (Sealed.of(record), delta.stype, delta.data) if delta else (Sealed.of(record), "", b"")

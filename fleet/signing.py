@@ -23,6 +23,12 @@ class Sealed:
     body: bytes
     signature: bytes
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Sealed":
+        """What a record from anybody holds in ``body`` and ``signature``; empty, and so never genuine, if it does not."""
+        body, signature = record.get("body"), record.get("signature")
+        return cls(body if isinstance(body, bytes) else b"", signature if isinstance(signature, bytes) else b"")
+
 
 def canonical(value: Any) -> bytes:
     """One spelling of a JSON value: sorted keys, no spaces, ASCII, no NaN."""

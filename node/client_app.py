@@ -30,7 +30,7 @@ def client_app(agent: Participant) -> ClientApp:
     @app.train("update")
     def update(message: Message, context: Context) -> Message:
         try:
-            parcel = agent.update(_sealed(message, "instruction"))
+            parcel = agent.update(_instruction(message))
         except FleetError as error:
             return Message(Error(REFUSED, str(error)), reply_to=message)
         return Message(_update_records(parcel), reply_to=message)
@@ -38,7 +38,7 @@ def client_app(agent: Participant) -> ClientApp:
     @app.evaluate("report")
     def report(message: Message, context: Context) -> Message:
         try:
-            sealed = agent.report(_sealed(message, "instruction"))
+            sealed = agent.report(_instruction(message))
         except FleetError as error:
             return Message(Error(REFUSED, str(error)), reply_to=message)
         return Message(RecordDict({"report": _record(sealed)} if sealed else {}), reply_to=message)
@@ -46,10 +46,8 @@ def client_app(agent: Participant) -> ClientApp:
     return app
 
 
-def _sealed(message: Message, name: str) -> Sealed:
-    record = message.content.config_records.get(name, ConfigRecord())
-    body, signature = record.get("body"), record.get("signature")
-    return Sealed(body if isinstance(body, bytes) else b"", signature if isinstance(signature, bytes) else b"")
+def _instruction(message: Message) -> Sealed:
+    return Sealed.of(message.content.config_records.get("instruction", {}))
 
 
 def _record(sealed: Sealed) -> ConfigRecord:

@@ -18,7 +18,7 @@ from fleet.errors import RefusedError
 from fleet.events import Record
 
 
-class Desk(Protocol):
+class Controls(Protocol):
     """What the operator's door needs of the service behind it. Changes return when they are durable."""
 
     def status(self) -> dict[str, Any]: ...
@@ -42,13 +42,13 @@ class Name(BaseModel):
     name: Annotated[str, Field(max_length=200)]
 
 
-def admin_app(desk: Desk, token: str, *, clock: Callable[[], datetime], record: Record) -> App:
+def admin_app(controls: Controls, token: str, *, clock: Callable[[], datetime], record: Record) -> App:
     """The application, behind its guard."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.clock = clock
     install(app, record)
-    _reading(app, desk)
-    _changing(app, desk)
+    _reading(app, controls)
+    _changing(app, controls)
     return Guard(app, token)
 
 
@@ -71,39 +71,39 @@ class Guard:
         await self.app(scope, receive, send)
 
 
-def _reading(app: FastAPI, desk: Desk) -> None:
-    app.get("/admin/v1/status")(desk.status)
-    app.get("/admin/v1/nodes")(desk.nodes)
-    app.get("/admin/v1/rounds")(desk.rounds)
-    app.get("/admin/v1/releases")(desk.releases)
-    app.get("/admin/v1/rollout")(desk.rollout)
+def _reading(app: FastAPI, controls: Controls) -> None:
+    app.get("/admin/v1/status")(controls.status)
+    app.get("/admin/v1/nodes")(controls.nodes)
+    app.get("/admin/v1/rounds")(controls.rounds)
+    app.get("/admin/v1/releases")(controls.releases)
+    app.get("/admin/v1/rollout")(controls.rollout)
 
     @app.get("/admin/v1/releases/{number}")
     def release(number: int) -> dict[str, Any]:
-        found = desk.release(number)
+        found = controls.release(number)
         if found is None:
             raise RefusedError("not-found", f"there is no release {number}")
         return found
 
 
-def _changing(app: FastAPI, desk: Desk) -> None:
+def _changing(app: FastAPI, controls: Controls) -> None:
     @app.post("/admin/v1/invitations")
     def invite(request: Name) -> dict[str, str]:
-        return {"invitation": desk.invite(request.name)}
+        return {"invitation": controls.invite(request.name)}
 
     @app.post("/admin/v1/revocations")
     def revoke(request: Name) -> dict[str, str]:
-        desk.revoke(request.name)
+        controls.revoke(request.name)
         return {"revoked": request.name}
 
-    app.post("/admin/v1/rounds")(desk.start_round)
+    app.post("/admin/v1/rounds")(controls.start_round)
 
     @app.post("/admin/v1/rollout/pause")
     def pause() -> dict[str, Any]:
-        return desk.pause_rollout(paused=True)
+        return controls.pause_rollout(paused=True)
 
     @app.post("/admin/v1/rollout/resume")
     def resume() -> dict[str, Any]:
-        return desk.pause_rollout(paused=False)
+        return controls.pause_rollout(paused=False)
 
-    app.post("/admin/v1/rollout/withdraw")(desk.withdraw)
+    app.post("/admin/v1/rollout/withdraw")(controls.withdraw)

@@ -33,6 +33,25 @@ def test_what_was_sealed_is_unsealed(fields: dict[str, object]) -> None:
     assert unseal("update", seal("update", fields, KEY), KEY.public_key()) == fields
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"body": "text", "signature": 1.0}, id="other kinds"),
+        pytest.param({"body": [b"body"], "signature": None}, id="lists"),
+    ],
+)
+def test_a_record_that_holds_nothing_signed_is_sealed_by_nobody(record: dict[str, object]) -> None:
+    assert Sealed.of(record) == Sealed(b"", b"")
+    with pytest.raises(SignatureError):
+        unseal("update", Sealed.of(record), KEY.public_key())
+
+
+def test_a_record_is_sealed_as_it_was_sent() -> None:
+    sealed = seal("update", FIELDS, KEY)
+    assert Sealed.of({"body": sealed.body, "signature": sealed.signature, "more": 1}) == sealed
+
+
 def test_the_order_of_fields_does_not_matter() -> None:
     assert seal("update", {"a": 1, "b": 2}, KEY) == seal("update", {"b": 2, "a": 1}, KEY)
 
