@@ -180,13 +180,19 @@ class Service:
         return {"round": opened.number, "base": opened.base, "deadline": opened.deadline.isoformat()}
 
     def _in_turn(self, wish: Callable[[], T]) -> T:
-        """Let the one thread that decides do it, between two looks."""
+        """Let the one thread that decides do it, between two looks.
+
+        Raises:
+            LinkError: It had no time, and will not do it later: whoever asks again asks once.
+        """
         done: Future[T] = Future()
         self._wishes.put((wish, done))
         try:
             return done.result(PATIENCE_S)
         except TimeoutError as error:
-            raise LinkError("the coordinator is busy: ask again") from error
+            if done.cancel():
+                raise LinkError("the coordinator is busy: ask again") from error
+            return done.result()  # it is at it
 
     def _wait(self, seconds: float) -> None:
         """Look away for a moment; grant a wish that comes meanwhile, and return at once then."""
@@ -195,6 +201,8 @@ class Service:
         try:
             wish, done = self._wishes.get(timeout=seconds)
         except queue.Empty:
+            return
+        if not done.set_running_or_notify_cancel():
             return
         try:
             done.set_result(wish())
