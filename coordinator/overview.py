@@ -14,13 +14,22 @@ SOON_S, LATER_S = 2, 300
 
 
 def poll_s(registry: Registry, settings: Settings, now: datetime) -> int:
-    """In how many seconds a node should ask again: seconds while something is asked, minutes otherwise."""
+    """In how many seconds a node should ask again: seconds while a round is open, minutes otherwise.
+
+    While nobody knows when something comes, for a rollout runs or a round waits for nodes, a small part of what is
+    scheduled: a round that opens then is heard of in the first quarter of its time.
+    """
     rounds = registry.rounds.all()
-    if registry.rounds.current() or registry.releases.running() or not rounds:
+    if registry.rounds.current():
         return SOON_S
-    if len(rounds) >= settings.round.rounds:
-        return LATER_S
-    left = rounds[-1].opened + settings.round.every - now
+    some_time = min(settings.round.every / 20, settings.round.deadline / 4, settings.release.patience / 20)
+    left = timedelta(seconds=LATER_S)
+    if len(rounds) < settings.round.rounds:
+        left = rounds[-1].opened + settings.round.every - now if rounds else timedelta(0)
+    if left <= timedelta(0):
+        left = some_time
+    if registry.releases.running():
+        left = min(left, some_time)
     return int(min(max(left.total_seconds(), SOON_S), LATER_S))
 
 

@@ -139,4 +139,33 @@ def test_a_node_asks_often_while_something_is_asked_and_seldom_otherwise(tmp_pat
     assert overview.poll_s(registry, SETTINGS, NOW) == overview.LATER_S
     soon = NOW + timedelta(minutes=59)
     assert overview.poll_s(registry, SETTINGS, soon) == 60
-    assert overview.poll_s(registry, SETTINGS, NOW + timedelta(hours=2)) == overview.SOON_S
+
+
+def test_a_node_asks_now_and_then_while_nobody_knows_when_something_comes(tmp_path: Path, template: Template) -> None:
+    """A metered link pays for every ask: before the first round, in a rollout, when a round waits for a quorum."""
+    fleet = Fleet(tmp_path / "coordinator", template, OFTEN)
+    registry = fleet.coordinator.registry
+    assert overview.poll_s(registry, OFTEN, NOW) == 150
+    fleet.play_round()
+    fleet.coordinator.delivery.offer_newest()
+    assert registry.releases.running()
+    assert overview.poll_s(registry, OFTEN, fleet.now) == 150
+    assert overview.poll_s(registry, OFTEN, NOW + timedelta(minutes=59)) == 60
+    assert overview.poll_s(registry, OFTEN, NOW + timedelta(hours=2)) == 150
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "seconds"),
+    [
+        pytest.param("round", {"every": timedelta(seconds=45)}, 2, id="rounds follow fast"),
+        pytest.param("round", {"deadline": timedelta(minutes=1)}, 15, id="a round is soon over"),
+        pytest.param("release", {"patience": timedelta(minutes=5)}, 15, id="a rollout is soon over"),
+        pytest.param("round", {"every": timedelta(days=7), "deadline": timedelta(days=1)}, 300, id="all is slow"),
+    ],
+)
+def test_what_is_now_and_then_follows_from_the_schedule(
+    tmp_path: Path, template: Template, section: str, changes: dict[str, timedelta], seconds: int
+) -> None:
+    settings = SETTINGS.changed(**{section: changes})
+    fleet = Fleet(tmp_path / "coordinator", template, settings)
+    assert overview.poll_s(fleet.coordinator.registry, settings, NOW) == seconds
