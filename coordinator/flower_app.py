@@ -6,13 +6,14 @@ SuperLink whose run this is. The run ends when the planned rounds are played and
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from coordinator.api.problems import response
+from coordinator.reply import Longest
 from coordinator.serve import Plan, serving
 from fleet import flwr_compat
 from fleet.errors import UsageError
@@ -42,6 +43,10 @@ class StockSuperLink:
         """The id that we give the node with this key (PEM); the operator registers the key with the SuperLink."""
         return _id_of(key)
 
+    def knows(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Nobody: nodes speak to Flower elsewhere."""
+        return False
+
     def unregister(self, key: bytes) -> None:
         """Nothing: we do not ask the node again, and the operator unregisters its key."""
 
@@ -49,8 +54,8 @@ class StockSuperLink:
         """Our ids of the nodes that are online."""
         return {_id_of(node.public_key) for node in self._grid.get_nodes()}
 
-    def grid(self, *, wait: Callable[[], None], max_bytes: int) -> "StockGrid":
-        """The run. Flower reads replies of any length: ``max_bytes`` is checked by admission only."""
+    def grid(self, *, wait: Callable[[], None], longest: Longest) -> "StockGrid":
+        """The run. Flower reads replies of any length: ``longest`` is checked by admission only."""
         return StockGrid(self._grid, wait)
 
 

@@ -126,7 +126,8 @@ def _opened(
     from coordinator.access import Access, Address
     from coordinator.api.admin import admin_app
     from coordinator.api.device import device_app
-    from coordinator.api.gate import Gate
+    from coordinator.api.gate import Gate, Limits
+    from coordinator.reply import Longest
     from coordinator.service import Service
     from coordinator.superlink import SuperLink
     from coordinator.tokens import Tokens
@@ -157,7 +158,9 @@ def _opened(
     device = device_app(access, repository.folder, status=service.for_devices, clock=_now, record=record)
     token = _admin_token(folder / ADMIN_TOKEN)
     admin = admin_app(service, token, clock=_now, record=record)
-    return _Doors(service, Gate(superlink.app, device, record=record), admin, token, record)
+    limits = Limits(Longest.of(coordinator.size))
+    gate = Gate(superlink.app, device, superlink.knows, limits, record=record)
+    return _Doors(service, gate, admin, token, record)
 
 
 def _authority(plan: Plan) -> str:

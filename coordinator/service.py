@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from coordinator import overview
 from coordinator.access import Access
 from coordinator.coordinator import Coordinator
+from coordinator.reply import Longest
 from coordinator.server_app import Reports, server_app
 from coordinator.superlink import EmbeddedGrid, SuperLink
 from fleet import flwr_compat
@@ -27,7 +28,6 @@ IDLE_S = 1.0
 AGAIN_S = 2.0  # a node learns for seconds at least
 RENEWAL_S = 3600.0  # the timestamp lives for 24 hours
 PATIENCE_S = 30.0  # of the operator's commands, with a thread that signs and quantizes in between
-OVERHEAD = 2**20  # of a reply beside its weights
 
 T = TypeVar("T")
 
@@ -55,7 +55,6 @@ class Service:
         self._superlink = superlink
         self._access = access
         self._settings = settings
-        self._max_bytes = 4 * coordinator.size + OVERHEAD
         self._clock = clock
         self._record = record
         self._wishes: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
@@ -68,7 +67,7 @@ class Service:
         settings = self._settings.round
         ask_s = _between(10.0, settings.deadline.total_seconds() / 3, 120.0)
         again_s = _between(0.5, settings.deadline.total_seconds() / 20, AGAIN_S)
-        grid = self._superlink.grid(wait=lambda: self._wait(LOOK_S), max_bytes=self._max_bytes)
+        grid = self._superlink.grid(wait=lambda: self._wait(LOOK_S), longest=Longest.of(self._coordinator.size))
         reports = Reports(self._coordinator, ask_s=ask_s, again_s=again_s)
         app = server_app(
             self._coordinator,

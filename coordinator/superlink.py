@@ -2,15 +2,34 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from flwr.app import Error, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, ErrorCode, Status, SubStatus
+from flwr.common.constant import (
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+    ErrorCode,
+    Status,
+    SubStatus,
+)
 from flwr.serverapp import Grid
-from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore import date
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    NOOP_FEDERATION_ID,
+    TaskType,
+)
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -19,17 +38,21 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 
+from coordinator.reply import Longest
 from fleet import flwr_compat
 from fleet.errors import LinkError
 from fleet.flwr_compat import Run
 
+_KEY, _SIGNATURE, _TIME = (
+    name.encode("ascii") for name in (FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, TIMESTAMP_HEADER)
+)
 HEARTBEAT_S = 10.0  # Flower gives a run up after 60 s without one
-MAX_OBJECTS = 1000
 
 
 class SuperLink:
@@ -57,6 +80,18 @@ class SuperLink:
         found: int | None = self._state.get_node_id_by_public_key(key)
         return found
 
+    def knows(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a registered node signed these headers lately: what Flower checks once it has read the body."""
+        try:
+            key = b64decode(headers[_KEY], validate=True)
+            signature = b64decode(headers[_SIGNATURE], validate=True)
+            age_s = (date.now() - datetime.fromisoformat(headers[_TIME].decode("ascii"))).total_seconds()
+            fresh = -SYSTEM_TIME_TOLERANCE < age_s < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+            signed = fresh and verify_signature(bytes_to_public_key(key), headers[_TIME], signature)
+        except (KeyError, ValueError, TypeError, UnsupportedAlgorithm):
+            return False
+        return signed and self.find(key) is not None
+
     def unregister(self, key: bytes) -> None:
         """From now on nothing that this key signed is listened to."""
         known = self.find(key)
@@ -67,9 +102,9 @@ class SuperLink:
         """Flower's ids of the nodes whose heartbeat is fresh."""
         return {info.node_id for info in self._state.get_node_info(statuses=["online"])}
 
-    def grid(self, *, wait: Callable[[], None], max_bytes: int) -> "EmbeddedGrid":
-        """Begin the run of this process; ``max_bytes`` is the longest reply that is read."""
-        return EmbeddedGrid(self._state, wait=wait, max_bytes=max_bytes)
+    def grid(self, *, wait: Callable[[], None], longest: Longest) -> "EmbeddedGrid":
+        """Begin the run of this process; no longer reply is read than ``longest``."""
+        return EmbeddedGrid(self._state, wait=wait, longest=longest)
 
 
 class EmbeddedGrid(Grid):
@@ -78,10 +113,10 @@ class EmbeddedGrid(Grid):
     Only replies whose every object has arrived are handed over, so that one slow upload holds nobody up.
     """
 
-    def __init__(self, state: Any, *, wait: Callable[[], None], max_bytes: int) -> None:
+    def __init__(self, state: Any, *, wait: Callable[[], None], longest: Longest) -> None:
         self._state = state
         self._wait = wait
-        self._max_bytes = max_bytes
+        self._longest = longest
         self._pending: set[str] = set()
         self._arriving: dict[str, Message] = {}
         self._beat = time.monotonic()
@@ -203,7 +238,9 @@ class EmbeddedGrid(Grid):
         """The reply with its content; None while parts of it are under way."""
         contents: dict[str, bytes] = {}
         try:
-            parts = [part.object_id for part in iterate_object_tree(self._tree(reply))]
+            parts = [part.object_id for part in islice(iterate_object_tree(self._tree(reply)), self._longest.parts + 1)]
+            if len(parts) > self._longest.parts:  # before any is looked for: each look costs
+                return _failed(reply, "it has too many parts")
             size = 0
             for part in parts:
                 content = self._state.get_object(self._run.run_id, part)
@@ -212,7 +249,7 @@ class EmbeddedGrid(Grid):
                 if content is None:
                     return _failed(reply, "a part of it never came")
                 size += len(content)
-                if size > self._max_bytes or len(parts) > MAX_OBJECTS:
+                if size > self._longest.total:
                     return _failed(reply, "it is too long")
                 contents[part] = content
             whole: Any = inflate_object_from_contents(reply.metadata.message_id, contents)

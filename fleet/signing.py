@@ -25,7 +25,7 @@ class Sealed:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Sealed":
-        """What a record from anybody holds in ``body`` and ``signature``; empty, and so never genuine, if it does not."""
+        """What anybody's record holds in ``body`` and ``signature``; empty, and so never genuine, if it does not."""
         body, signature = record.get("body"), record.get("signature")
         return cls(body if isinstance(body, bytes) else b"", signature if isinstance(signature, bytes) else b"")
 

@@ -3,13 +3,14 @@
 import asyncio
 import re
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 from coordinator.api.device import MAX_JSON
 from coordinator.api.problems import problem
+from coordinator.reply import Longest
 from fleet.errors import RefusedError
 from fleet.events import Record, ignore
 
@@ -17,10 +18,12 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Mapping[bytes, bytes]
 
 FLEET = re.compile(r"/v1/fleet/[a-z-]{1,40}")
 DEVICE = re.compile(r"/api/v1/[A-Za-z0-9_./-]{1,300}")
-MAX_MESSAGE = 64 * 2**20  # Flower sends objects in chunks of 5 MiB; a table of contents is far smaller
+CALL = 4096  # bytes of whatever else a node says to Flower
+SMALL = 64 * 1024  # bytes of every body that anybody may send and that are always taken
 HEADER = b"flwr-public-key"
 
 
@@ -29,27 +32,27 @@ class Limits:
     """What one request, one caller and all callers together may cost.
 
     Attributes:
+        longest: Of a reply, which Flower brings as a table of contents and its parts.
         idle_s: How long a body may stand still.
         slowest: Bytes a second that a body must come in at, after the first ``idle_s`` seconds.
-        held: Bytes of bodies that are held in memory at one time, of all callers.
+        held: Bytes of bodies, above the first ``SMALL`` of each, in memory at one time: of all callers.
+        share: The same of one address.
         rate: Requests a second of one caller, in the long run.
         burst: Requests of one caller at once.
         callers: How many callers are remembered.
         lines: Refusals that are recorded at once, and one a second after that: whoever floods us fills no disk.
     """
 
-    message: int = MAX_MESSAGE
+    longest: Longest
     json: int = MAX_JSON
     idle_s: float = 10.0
     slowest: int = 16 * 1024
-    held: int = 4 * MAX_MESSAGE
+    held: int = 256 * 2**20
+    share: int = 64 * 2**20
     rate: float = 50.0
     burst: int = 400
     callers: int = 20_000
     lines: int = 100
-
-
-LIMITS = Limits()
 
 
 class Gate:
@@ -59,15 +62,18 @@ class Gate:
         self,
         fleet: App,
         device: App,
-        limits: Limits = LIMITS,
+        knows: Callable[[Headers], bool],
+        limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         record: Record = ignore,
     ) -> None:
+        """``knows`` says whether a request to Flower, by its headers, is of a node: it may take its time."""
         self._fleet = fleet
         self._device = device
+        self._knows = knows
         self._limits = limits
         self._clock = clock
-        self._held = 0
+        self._held: Counter[str] = Counter()
         self._record = record
         self._lines = float(limits.lines), clock()
         self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()
@@ -77,19 +83,17 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
-        size = 0
+        place = _Place(self._held, _address(scope), self._limits)
         try:
             app, most = self._door(scope)
             self._count(scope)
-            body = await self._body(scope, receive, most)
-            size = len(body)
-            self._held += size
+            body = await self._body(scope, receive, most, place)
             await app(scope, _replay(body, receive), self._watched(send, scope) if app is self._fleet else send)
         except RefusedError as refused:
             self._note(refused, scope["path"])
             await refuse(send, refused)
         finally:
-            self._held -= size
+            place.leave()
 
     def _watched(self, send: Send, scope: Scope) -> Send:
         """Flower records nobody whom it turns away."""
@@ -113,15 +117,23 @@ class Gate:
     def _door(self, scope: Scope) -> tuple[App, int]:
         path = scope["path"]
         if FLEET.fullmatch(path):
-            return self._fleet, self._limits.message
+            return self._fleet, self._of_fleet(path)
         if DEVICE.fullmatch(path) and ".." not in path:
             return self._device, self._limits.json
         raise RefusedError("not-found", "there is nothing here")
 
+    def _of_fleet(self, path: str) -> int:
+        match path.rpartition("/")[2]:
+            case "push-object":
+                return self._limits.longest.part
+            case "push-messages":
+                return self._limits.longest.table
+        return CALL
+
     def _count(self, scope: Scope) -> None:
         """One caller is one key behind one address: many nodes may share an address, none shares a key."""
         headers = dict(scope["headers"])
-        address = (scope.get("client") or ("", 0))[0]
+        address = _address(scope)
         shown = headers.get(HEADER) or headers.get(b"authorization") or b""
         now, limits = self._clock(), self._limits
         for caller, share in (((address, hash(shown)), 1), (address, 20)):  # keys cost nothing to make up
@@ -133,7 +145,7 @@ class Gate:
             if left < 1:
                 raise RefusedError("rate", "too many requests: come back later")
 
-    async def _body(self, scope: Scope, receive: Receive, most: int) -> bytes:
+    async def _body(self, scope: Scope, receive: Receive, most: int, place: "_Place") -> bytes:
         """The whole body, read here so that nothing behind us waits for a slow or endless one."""
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > most:
@@ -149,19 +161,53 @@ class Gate:
                 if message["type"] != "http.request":
                     raise RefusedError("slow", "the request was broken off")
                 chunk = message.get("body", b"")
-                size += len(chunk)
-                self._held += len(chunk)
+                before, size = size, size + len(chunk)
                 if size > most:
                     raise RefusedError("too-large", f"at most {most} bytes")
-                if self._held > self._limits.held:
-                    raise RefusedError("busy", "too much at once: come back later")
+                if before <= SMALL < size:
+                    await self._recognise(scope)
+                place.hold(size)
                 parts.append(chunk)
                 if not message.get("more_body", False):
                     return b"".join(parts)
         except TimeoutError as error:
             raise RefusedError("slow", "the request took too long") from error
-        finally:
-            self._held -= size
+
+    async def _recognise(self, scope: Scope) -> None:
+        """Only nodes send much; Flower asks again who it is, when it knows what is said."""
+        if not await asyncio.to_thread(self._knows, dict(scope["headers"])):
+            raise RefusedError("unknown-node", "no node that we know signed this, or its clock is off")
+
+
+class _Place:
+    """What one body takes of the memory that all share."""
+
+    def __init__(self, held: Counter[str], address: str, limits: Limits) -> None:
+        self._held = held
+        self._address = address
+        self._limits = limits
+        self._taken = 0
+
+    def hold(self, size: int) -> None:
+        """Take what a body of ``size`` bytes needs."""
+        more = max(0, size - SMALL) - self._taken
+        if not more:
+            return
+        total, own = self._held.total() + more, self._held[self._address] + more
+        if total > self._limits.held or own > self._limits.share:
+            raise RefusedError("busy", "too much at once: come back later")
+        self._held[self._address] = own
+        self._taken += more
+
+    def leave(self) -> None:
+        """Give all of it back."""
+        if self._taken:
+            self._held[self._address] -= self._taken
+            self._held += Counter()  # forgets addresses that hold nothing
+
+
+def _address(scope: Scope) -> str:
+    return str((scope.get("client") or ("", 0))[0])
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -2,18 +2,23 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from coordinator import superlink
+from coordinator.reply import Longest
 from coordinator.superlink import EmbeddedGrid, SuperLink
 from fleet import flwr_compat
 from fleet.enrolment import pem
 from fleet.errors import LinkError
+from fleet.signing import sha256
 
 MAX_BYTES = 100_000
 
@@ -69,7 +74,7 @@ def link(tmp_path: Path) -> SuperLink:
 
 @pytest.fixture
 def grid(link: SuperLink) -> Iterator[EmbeddedGrid]:
-    grid = link.grid(wait=lambda: time.sleep(0.01), max_bytes=MAX_BYTES)
+    grid = link.grid(wait=lambda: time.sleep(0.01), longest=Longest(MAX_BYTES))
     yield grid
     grid.end()
 
@@ -86,6 +91,23 @@ def test_a_key_has_one_id_for_ever_and_none_once_it_is_gone(tmp_path: Path, link
     link.unregister(one)
     link.unregister(one)
     assert link.find(one) is None
+
+
+def test_a_node_is_known_by_what_it_signed_lately_and_nobody_else_is(link: SuperLink) -> None:
+    mine, now = ec.generate_private_key(ec.SECP384R1()), datetime.now(UTC)
+    signed = {name.encode(): value.encode() for name, value in flwr_compat.flower_headers(mine, now).items()}
+    assert not link.knows(signed)
+    link.register(public_key_to_bytes(mine.public_key()))
+    assert link.knows(signed)
+    old = flwr_compat.flower_headers(mine, now - timedelta(hours=1))
+    assert not link.knows({name.encode(): value.encode() for name, value in old.items()})
+    other = flwr_compat.flower_headers(ec.generate_private_key(ec.SECP384R1()), now)
+    assert not link.knows(signed | {b"flwr-signature": other["flwr-signature"].encode()})
+    for name in signed:
+        assert not link.knows({other: value for other, value in signed.items() if other != name})
+        assert not link.knows(signed | {name: b"\xff nonsense"})
+    link.unregister(public_key_to_bytes(mine.public_key()))
+    assert not link.knows(signed)
 
 
 def test_a_node_is_online_while_its_heartbeat_is_fresh(link: SuperLink, grid: EmbeddedGrid) -> None:
@@ -131,6 +153,24 @@ def test_a_reply_that_is_too_long_is_an_error_and_not_in_memory(link: SuperLink,
     [reply] = grid.pull_messages(ids)
     assert reply.has_error()
     assert "too long" in str(reply.error.reason)
+
+
+def test_a_table_of_contents_that_is_too_long_is_an_error_before_any_part_came(
+    link: SuperLink, grid: EmbeddedGrid
+) -> None:
+    """Else each look at it would go on for as long as its sender may take to bring the rest."""
+    node = Node(link)
+    ids = list(grid.push_messages([question(node)]))
+    reply = node.answer()
+    flwr_compat.number(reply, reply.object_id)
+    names = [sha256(str(number).encode()) for number in range(Longest(MAX_BYTES).parts)]
+    table = ObjectTree(object_id=reply.object_id, children=[ObjectTree(object_id=name) for name in names])
+    session = link._state.start_session(reply.metadata.run_id)
+    assert link._state.store_message_and_object_tree(reply, table, session)[0]
+    [heard] = grid.pull_messages(ids)
+    assert heard.has_error()
+    assert "too many parts" in str(heard.error.reason)
+    assert link._state.num_message_res() == 0
 
 
 def test_a_reply_bears_the_sender_that_flower_checked_and_not_the_one_it_claims(
@@ -212,7 +252,7 @@ def test_a_run_that_flower_gave_up_is_followed_by_another(
 
 
 def test_a_run_of_a_process_that_died_is_ended_by_the_next(tmp_path: Path, link: SuperLink) -> None:
-    link.grid(wait=lambda: None, max_bytes=MAX_BYTES)
+    link.grid(wait=lambda: None, longest=Longest(MAX_BYTES))
     again = SuperLink(tmp_path / "superlink.db")
     assert again._state.get_run_info(statuses=["pending", "starting", "running"]) == []
 
@@ -239,7 +279,7 @@ def test_a_reply_whose_parts_were_forgotten_is_an_error(link: SuperLink, grid: E
 
 
 def test_a_run_that_ended_is_over_for_flower_too(link: SuperLink) -> None:
-    grid = link.grid(wait=lambda: None, max_bytes=MAX_BYTES)
+    grid = link.grid(wait=lambda: None, longest=Longest(MAX_BYTES))
     node = Node(link)
     grid.push_messages([question(node)])
     grid.end()

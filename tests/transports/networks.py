@@ -4,7 +4,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,9 +17,10 @@ from flwr.serverapp import Grid
 
 from coordinator.access import Access, Address, Directory
 from coordinator.api.device import device_app
-from coordinator.api.gate import Gate
+from coordinator.api.gate import Gate, Limits
 from coordinator.api.listener import Listener
 from coordinator.founding import found
+from coordinator.reply import Longest
 from coordinator.round import Round, RoundState
 from coordinator.server_app import UPDATE, Reports, server_app
 from coordinator.superlink import SuperLink
@@ -51,6 +52,7 @@ SETTINGS = Settings().changed(
     round={"rounds": 60, "min_updates": 2},
     release={"every_rounds": 100, "shadow_windows": 3, "probation_windows": 2},
 )
+LONGEST = Longest(100_000)
 PATIENCE_S = 240.0
 ASK_S = 60.0  # a question that its node took along when it died is put again
 PAUSE_S = 0.1
@@ -147,6 +149,7 @@ class Network:
     grid: Grid
     directory: Directory
     fleet_app: Any
+    knows: Callable[[Mapping[bytes, bytes]], bool]
 
     def __init__(self, folder: Path, toy: Toy, stack: ExitStack, *, port: int = 0) -> None:
         self.folder = folder
@@ -173,7 +176,7 @@ class Network:
         self.access = Access(self.coordinator, self.directory, tokens, address, clock=now, record=record)
         status = {"round": None, "shelf": 1, "poll_s": 1}
         device = device_app(self.access, repository.folder, status=lambda: dict(status), clock=now, record=record)
-        stack.enter_context(listener.serving(Gate(self.fleet_app, device, record=record)))
+        stack.enter_context(listener.serving(Gate(self.fleet_app, device, self.knows, Limits(LONGEST), record=record)))
 
     # a transport
 
@@ -293,7 +296,7 @@ class InProcess(Network):
     def open(self) -> None:
         self.grid = InProcessGrid({}, link=self._fate)
         self.directory = Numbers()
-        self.fleet_app = None
+        self.fleet_app, self.knows = None, lambda headers: False
         self._online: set[str] = set()
         self._agents: dict[str, Agent] = {}
 
@@ -336,9 +339,9 @@ class Embedded(Network):
 
     def open(self) -> None:
         link = SuperLink(self.folder / "superlink.db")
-        grid = link.grid(wait=self.work, max_bytes=100_000)
+        grid = link.grid(wait=self.work, longest=LONGEST)
         self.stack.callback(grid.end)
-        self.grid, self.directory, self.fleet_app = grid, link, link.app
+        self.grid, self.directory, self.fleet_app, self.knows = grid, link, link.app, link.knows
 
     def connect(self, node: Node) -> None:
         stop = threading.Event()

@@ -13,7 +13,7 @@ from coordinator.flower_app import StockSuperLink
 from node import keys
 from node.flower_app import FOLDER
 from tests.authority import Authority
-from tests.transports.networks import PATIENCE_S, Network, Node
+from tests.transports.networks import LONGEST, PATIENCE_S, Network, Node
 
 LOOK_S = 0.25  # every look at a stock SuperLink is some requests over TLS
 ENDING_S = 20.0
@@ -40,7 +40,8 @@ class Stock(Network):
         self.stack.callback(await_end, self.folder.parent)
         self.superlink = self.stack.enter_context(stock.superlink(self.folder, certificates(self.folder)))
         mine = StockSuperLink(self.stack.enter_context(self.superlink.run()))
-        self.grid, self.directory, self.fleet_app = mine.grid(wait=self.work, max_bytes=0), mine, mine.app
+        self.grid, self.directory = mine.grid(wait=self.work, longest=LONGEST), mine
+        self.fleet_app, self.knows = mine.app, mine.knows
 
     def connect(self, node: Node) -> None:
         if "key" not in node.parts:
