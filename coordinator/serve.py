@@ -83,10 +83,10 @@ def serving(plan: Plan, stock: "StockSuperLink | None" = None) -> Iterator[Runni
         stack.enter_context(_owned(plan.folder))
         if stock is None:
             os.environ["FLWR_HOME"] = str(plan.folder / "flower")  # read when Flower is imported, below
-        from coordinator.api.listener import Certificate, Listener
+        from coordinator.api.listener import Certificate, Listener, raised, room
 
         certificate = Certificate(plan.certificate, plan.key) if plan.certificate and plan.key else None
-        public = Listener(plan.host, plan.port, certificate)
+        public = Listener(plan.host, plan.port, certificate, most=room(raised()))
         stack.callback(public.close)
         admin = Listener("127.0.0.1", plan.admin_port)
         stack.callback(admin.close)

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import resource
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from fleet.errors import UsageError
 
 MAX_HEADERS = 16 * 1024
 MAX_CONNECTIONS = 2000
+FILES_EACH = 2  # a connection, and the file that is read for it
+OTHER_FILES = 128  # databases, mostly
 HEADERS_S = 15.0
 GRACE_S = 3.0
 KEEP_ALIVE_S = 75
@@ -41,6 +46,80 @@ class Certificate:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.chain, self.key)
         except (OSError, ssl.SSLError) as error:
             raise UsageError(f"certificate {self.chain} and key {self.key} cannot be used: {error}") from error
+
+
+def room(files: int) -> int:
+    """How many connections may be open at one time where a process may have so many files open."""
+    return max(1, min(MAX_CONNECTIONS, (files - OTHER_FILES) // FILES_EACH))
+
+
+def raised() -> int:
+    """Let this process open as many files as we may need, if that is for us to say; how many it may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MAX_CONNECTIONS * FILES_EACH + OTHER_FILES
+    files = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return needed
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return files
+
+
+@dataclass(slots=True)
+class Room:
+    """Who is connected: at most ``most``, and of one address a quarter: many devices may be behind it, never all.
+
+    Loopback has no share: what comes from there is ours, or a proxy's.
+    """
+
+    most: int
+    _inside: Counter[str] = field(default_factory=Counter)
+
+    def enter(self, address: str) -> bool:
+        """Count one in, unless it is full."""
+        shared = address == "::1" or address.startswith("127.")
+        if self._inside.total() >= self.most or (not shared and self._inside[address] >= max(1, self.most // 4)):
+            return False
+        self._inside[address] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """Count one out."""
+        self._inside[address] -= 1
+        if not self._inside[address]:
+            del self._inside[address]
+
+
+class _Counted(socket.socket):
+    """A connection that says when it is closed."""
+
+    left: Callable[[], None] | None = None
+
+    def close(self) -> None:
+        """Close it, and give its place away."""
+        super().close()
+        left, self.left = self.left, None
+        if left:
+            left()
+
+
+class _Bounded(socket.socket):
+    """A listening socket that hangs up on whom there is no room for: before TLS, in which one may dawdle unseen."""
+
+    room: Room
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection that there is room for.
+
+        Raises:
+            ConnectionAbortedError: There was none for this one; asyncio goes on.
+        """
+        connection, address = super().accept()
+        if not self.room.enter(address[0]):
+            connection.close()
+            raise ConnectionAbortedError
+        counted = _Counted(self.family, self.type, self.proto, fileno=connection.detach())
+        counted.left = partial(self.room.leave, address[0])
+        return counted, address
 
 
 class PatientProtocol(H11Protocol):
@@ -70,8 +149,8 @@ class PatientProtocol(H11Protocol):
 class Listener:
     """An address that is ours, and whatever application is served on it."""
 
-    def __init__(self, host: str, port: int, certificate: Certificate | None = None) -> None:
-        """Bind the address; port 0 becomes a free one.
+    def __init__(self, host: str, port: int, certificate: Certificate | None = None, *, most: int = 64) -> None:
+        """Bind the address; port 0 becomes a free one. ``most`` is how many connections may be open at one time.
 
         Raises:
             UsageError: It cannot be bound, or the certificate cannot be used.
@@ -79,7 +158,7 @@ class Listener:
         if certificate:
             certificate.check()
         self._certificate = certificate
-        self._socket = _bound(host, port)
+        self._socket = _bound(host, port, Room(most))
         self.host, self.port = host, self._socket.getsockname()[1]
         self.scheme = "https" if certificate else "http"
 
@@ -114,7 +193,6 @@ class Listener:
             access_log=False,
             log_config=None,
             server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(GRACE_S),
             h11_max_incomplete_event_size=MAX_HEADERS,
@@ -127,9 +205,10 @@ class Listener:
             server.run(sockets=[self._socket])
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bound(host: str, port: int, space: Room) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
+    bound = _Bounded(family)
+    bound.room = space
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
