@@ -1,21 +1,27 @@
 """The coordinator's memory: one database whose every step is a transaction, in four parts."""
 
+import sqlite3
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, ExceptionContext, create_engine, event
 
 from coordinator import tables
 from coordinator.invitations import Invitations
 from coordinator.releases import Releases
 from coordinator.roster import Roster
 from coordinator.rounds import Rounds
+from fleet.errors import TamperedError
 
 
 class Registry:
     """What happened in the fleet, durably. Its parts take and return values, never rows or sessions."""
 
     def __init__(self, url: str) -> None:
-        """Open or make the database at an SQLAlchemy URL, such as ``sqlite:///registry.db``."""
+        """Open or make the database at an SQLAlchemy URL, such as ``sqlite:///registry.db``.
+
+        Raises:
+            TamperedError: The file is no database, or a damaged one; later steps raise it too.
+        """
         self._engine = _engine(url)
         tables.metadata.create_all(self._engine)
         self.roster = Roster(self._engine)
@@ -33,7 +39,14 @@ def _engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _make_durable)
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("begin immediate"))
+        event.listen(engine, "handle_error", _damage)
     return engine
+
+
+def _damage(context: ExceptionContext) -> TamperedError | None:
+    """SQLite raises the class itself where the file is damaged, and its subclasses for everything else."""
+    error = context.original_exception
+    return TamperedError(f"the registry cannot be read: {error}") if type(error) is sqlite3.DatabaseError else None
 
 
 def _make_durable(connection: Any, record: object) -> None:

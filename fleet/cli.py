@@ -27,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # Click suggests one, too
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -59,9 +60,12 @@ def run(interrupted: Callable[[], bool]) -> int:
     for command in entry_points(group=COMMANDS):
         _add(command.name, command.load())
     try:
-        return app(standalone_mode=False) or 0
-    except click.ClickException as error:
+        return app(prog_name=NAME, standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return UsageError.exit_code
+    except click.ClickException as error:
+        typer.echo(f"{NAME}: {_in_one_line(error)}", err=True)
         return UsageError.exit_code
     except click.Abort as error:
         raise KeyboardInterrupt from error
@@ -72,6 +76,12 @@ def run(interrupted: Callable[[], bool]) -> int:
             raise
         typer.echo(f"{NAME}: {error}", err=True)
         return error.exit_code
+
+
+def _in_one_line(error: click.ClickException) -> str:
+    said = " ".join(error.format_message().split())
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{said} Try '{context.command_path} --help'." if context else said
 
 
 def _add(name: str, command: typer.Typer | Callable[..., None]) -> None:

@@ -43,8 +43,8 @@ class PrivacySettings:
             raise SettingsError(f"privacy.epsilon: {self.epsilon} must be above 0 (inf for no privacy)")
         if not 0 < self.delta < 1:
             raise SettingsError(f"privacy.delta: {self.delta} must lie between 0 and 1")
-        if not (self.clipping_norm > 0 and math.isfinite(self.clipping_norm)):
-            raise SettingsError(f"privacy.clipping_norm: {self.clipping_norm} must be positive and finite")
+        if not 1e-6 <= self.clipping_norm <= 1e6:  # weights are float32, and have to survive steps of this length
+            raise SettingsError(f"privacy.clipping_norm: {self.clipping_norm} must lie between 1e-6 and 1e6")
         if self.planned_releases < 1 or self.partition_examples < 1:
             raise SettingsError("privacy: planned_releases and partition_examples must be 1 or more")
 

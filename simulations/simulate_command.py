@@ -23,7 +23,7 @@ LOCK = "run.lock"
 
 
 def simulate(
-    seed: Annotated[int, typer.Option(help="Seed of everything but the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything but the noise.")] = 0,
     rounds: Annotated[int | None, typer.Option(help="Rounds to play; the privacy plan is shared among them.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Devices in the fleet; all that the data has by default.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for no privacy.")] = None,

@@ -20,6 +20,7 @@ from coordinator.server_app import server_app
 from coordinator.warm_start import warm_start
 from fleet import durable, flwr_compat
 from fleet.enrolment import check_name
+from fleet.errors import TamperedError
 from fleet.events import EventLog, Record
 from fleet.quantization import Template
 from fleet.release import Release
@@ -42,6 +43,7 @@ from simulations.shelf import CountingFetcher
 FIRST_FLOWER_ID = 1000
 HOUR = timedelta(hours=1)  # an hour is a round, however fleet.toml times them
 PAUSE = timedelta(minutes=1)
+PROGRESS_FILE = "progress.json"
 Reading = npt.NDArray[np.float32]
 
 
@@ -153,7 +155,7 @@ class World:
         """Write down how far the run has come."""
         self.progress.wall_s = self.wall_s
         self.progress.bytes_down += sum(device.fetcher.taken() for device in self.devices.values())
-        durable.write(self.folder / "progress.json", canonical(asdict(self.progress)))
+        _write_progress(self.folder, self.progress)
 
     def close(self) -> None:
         """Let go of every database."""
@@ -275,8 +277,19 @@ def _on_probation(device: Device) -> bool:
 
 
 def read_progress(folder: Path) -> Progress:
-    """How far the run of ``folder`` has come."""
+    """How far the run of ``folder`` has come; a run that begins writes it down before anything else.
+
+    Raises:
+        TamperedError: It cannot be read, or is gone while the rest of the run is there.
+    """
+    path = folder / PROGRESS_FILE
+    if not path.exists() and not (folder / "coordinator").exists():
+        _write_progress(folder, Progress())
     try:
-        return Progress(**json.loads((folder / "progress.json").read_bytes()))
-    except FileNotFoundError:
-        return Progress()
+        return Progress(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise TamperedError(f"{path} cannot be read: {error}") from error
+
+
+def _write_progress(folder: Path, progress: Progress) -> None:
+    durable.write(folder / PROGRESS_FILE, canonical(asdict(progress)))

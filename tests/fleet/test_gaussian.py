@@ -79,7 +79,7 @@ def test_a_budget_that_is_cut_too_fine_is_refused() -> None:
         Budget(0.1, 1e-5).noise_multiplier(10**12)
 
 
-@pytest.mark.parametrize("epsilon", [1e3, 1e7, 1e12])
+@pytest.mark.parametrize("epsilon", [1e3, 1e7, 1e12, 1e16, 1e300, 1.7e308])
 def test_any_finite_budget_can_be_kept_in_64_bits(epsilon: float) -> None:
     budget = Budget(epsilon, 1e-5)
     assert 200 * charge_of(budget.noise_multiplier(200)) <= budget.cap_mu2 < 2**63

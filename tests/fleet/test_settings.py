@@ -78,6 +78,8 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("[privacy]\ndelta = 1", r"privacy\.delta"),
         ("[privacy]\nclipping_norm = inf", r"privacy\.clipping_norm"),
         ("[privacy]\nclipping_norm = 0", r"privacy\.clipping_norm"),
+        ("[privacy]\nclipping_norm = 1e300", r"privacy\.clipping_norm"),
+        ("[privacy]\nclipping_norm = 1e-300", r"privacy\.clipping_norm"),
         ("[privacy]\nmode = 'device'", r"privacy\.mode: 'device' is not supported"),
         ("[privacy]\nmode = 1", r"privacy\.mode: 1 is not a valid str"),
         ("[privacy]\nplanned_releases = 0", "planned_releases"),
