@@ -33,7 +33,7 @@ class Result:
         same_device_accuracy: Of the same release, on the fleet's own later windows, none of which it trained on.
         float_agreement: Windows on which its int8 artifact and its float32 master name the same class.
         epsilon_max: The largest ε that any node's ledger holds; infinite without privacy.
-        nodes_promoted: Nodes that end with a trained release answering.
+        nodes_promoted: Nodes that end with a trained release answering, and not with one that was taken back.
         nodes_exposed: Nodes that answered with a release that was later rolled back or withdrawn.
         nodes_unsigned: Nodes that ever answered with a release that a fresh TUF client does not find signed.
         bytes_up_per_update: Signed fields and delta of one update, on average.
@@ -77,7 +77,8 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result
     registry = world.coordinator.registry
     serving = registry.releases.open_to_all(len(world.settings.release.waves))
     artifacts = _artifacts(world)
-    trained = {release.number for release, _ in registry.releases.all() if release.base > 0}
+    halted = _halted(world)
+    trained = {release.number for release, _ in registry.releases.all() if release.base > 0} - halted
     away = _joined([w for r in held_out.values() for w in (r.train, r.live)])
     live = _joined([device.recording.live for device in world.devices.values()])
     devices = list(world.devices.values())
@@ -97,7 +98,7 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result
         releases=registry.releases.all()[-1][0].number,
         nodes=len(devices),
         nodes_promoted=sum(_active(device) in trained for device in devices),
-        nodes_exposed=len(_exposed(world)),
+        nodes_exposed=len(_exposed(world, halted)),
         nodes_unsigned=sum(not _served(device) <= artifacts.keys() for device in devices),
         answers=sum(device.agent.shadow.next_seq() for device in devices),
         bytes_up_per_update=_mean([size for device in devices for size in device.agent.sent_bytes()]),
@@ -172,10 +173,14 @@ def _served(device: Device) -> set[int]:
     return device.agent.shadow.answered_with()
 
 
-def _exposed(world: World) -> set[str]:
-    """Nodes that answered with what their own probation, or the coordinator, took back."""
+def _halted(world: World) -> set[int]:
+    """Releases that the coordinator took back."""
     releases = world.coordinator.registry.releases.all()
-    halted = {release.number for release, state in releases if state.phase is Phase.HALTED}
+    return {release.number for release, state in releases if state.phase is Phase.HALTED}
+
+
+def _exposed(world: World, halted: set[int]) -> set[str]:
+    """Nodes that answered with what their own probation, or the coordinator, took back."""
     exposed = set()
     for name, device in world.devices.items():
         history = device.agent.stages.history()

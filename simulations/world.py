@@ -32,17 +32,18 @@ from node.admission import Admit, admit
 from node.agent import Agent
 from node.client_app import client_app
 from node.identity import Identity
-from node.promotion import Stage
+from node.promotion import FINAL, Stage, StageLog
 from node.provisioning import provision
 from node.workshop import InProcess
 from simulations.clock import START, SimulatedClock
 from simulations.grid import Fate, InProcessGrid
 from simulations.script import PLAIN, Script
-from simulations.shelf import CountingFetcher
+from simulations.shelf import CountingFetcher, Reach
 
 FIRST_FLOWER_ID = 1000
 HOUR = timedelta(hours=1)  # an hour is a round, however fleet.toml times them
 PAUSE = timedelta(minutes=1)
+SETTLING = timedelta(hours=6)  # nodes look every hour; what they could not take by then needs windows
 PROGRESS_FILE = "progress.json"
 Reading = npt.NDArray[np.float32]
 
@@ -130,7 +131,7 @@ class World:
             watch(self)
 
     def is_over(self) -> bool:
-        """Whether all rounds are played and no rollout or probation waits for windows that are still to come."""
+        """Whether all rounds are played, no rollout waits for windows to come, and every node took what it ended in."""
         registry = self.coordinator.registry
         if len(registry.rounds.all()) < self.settings.round.rounds or registry.rounds.current():
             return False
@@ -139,7 +140,7 @@ class World:
         left = [device for device in self.devices.values() if has_windows(device)]
         if registry.releases.running() or self.coordinator.delivery.is_due():
             return not left
-        return not any(_on_probation(device) for device in left)
+        return not any(self._is_settling(name, device) for name, device in self.devices.items())
 
     @property
     def elapsed(self) -> timedelta:
@@ -162,6 +163,16 @@ class World:
         self.coordinator.registry.close()
         for device in self.devices.values():
             device.agent.close()
+
+    def _is_settling(self, name: str, device: Device) -> bool:
+        """Whether a node has yet to take what everybody serves, and can: by its windows, or by its next looks alone."""
+        releases = self.coordinator.registry.releases
+        since = next(state.since for _, state in reversed(releases.all()))
+        if self._script.reach(name, self.elapsed) is not Reach.ALL or has_settled(
+            device.agent.stages, releases.serving().number
+        ):
+            return False
+        return has_windows(device) or self.clock() - since < SETTLING
 
     def _play_hour(self) -> None:
         hour = self.progress.hour
@@ -271,9 +282,10 @@ def read_window(device: Device, index: int, sense: Callable[[Reading], Reading] 
     agent.label(index, int(live.y[index]))
 
 
-def _on_probation(device: Device) -> bool:
-    candidate = device.agent.stages.candidate()
-    return candidate is not None and candidate[1] is Stage.PROBATION
+def has_settled(stages: StageLog, serving: int) -> bool:
+    """Whether a node has taken or refused the release that everybody serves, or is past it and never will."""
+    stage = stages.stage(serving)
+    return stage in FINAL or (stage is None and (stages.newest() or 0) > serving)
 
 
 def read_progress(folder: Path) -> Progress:

@@ -72,8 +72,8 @@ class BadRelease(Story):
         return drifted(x) if self._drifts else x
 
     def is_over(self, world: "World") -> bool:
-        """After act two."""
-        return _newest(world) >= LEANING
+        """After act two, however its rollout ends: by evidence, or by the end of patience."""
+        return _newest(world) >= LEANING and world.coordinator.registry.releases.running() is None
 
     def tell(self, world: "World", held_out: dict[str, Recording]) -> tuple[list[str], dict[str, Figure]]:
         """Who ever answered with either release, and who took it back."""
@@ -84,6 +84,7 @@ class BadRelease(Story):
         vetoed = sum(_vetoed(device, BROKEN) for device in devices)
         exposed = {act: sum(_exposed(device, act) for device in devices) for act in (BROKEN, LEANING)}
         back = sum(_by_itself(device, LEANING) for device in devices)
+        still = sum(device.agent.stages.serving()[0] == LEANING for device in devices)
         figures: dict[str, Figure] = {
             "act_one_vetoes": vetoed,
             "act_one_exposed": exposed[BROKEN],
@@ -92,6 +93,7 @@ class BadRelease(Story):
             "act_two_exposed": exposed[LEANING],
             "act_two_rolled_back": back,
             "act_two_phase": phases[LEANING].value,
+            "act_two_still_answering": still,
             "withdrawn_by": withdrawn[0].number if withdrawn else None,
         }
         end = phases[LEANING].value + (f" and taken back by release {withdrawn[0].number}" if withdrawn else "")
@@ -100,7 +102,8 @@ class BadRelease(Story):
             f"wave opened, and {count(exposed[BROKEN], 'node')} ever answered with it.",
             f"Release {LEANING} was good in shadow and turned bad when the gyroscopes drifted: "
             f"{count(exposed[LEANING], 'node')} answered with it, of a first wave of {wave}, {back or 'none'} went "
-            f"back on their own evidence, and the rollout was {end}.",
+            f"back on their own evidence, and the rollout was {end}: {count(still, 'node')} still answered with it at "
+            f"the end.",
             f"The fleet answered all the while: {answers(world)} windows, {failed(world) or 'none'} without an answer.",
         ]
         return told, figures

@@ -81,6 +81,16 @@ def test_bad_release_that_turns_bad_is_taken_back_by_the_wave_itself_and_halts()
 
 
 @pytest.mark.slow
+def test_bad_release_ends_when_every_node_has_taken_the_withdrawal_and_counts_nobody_as_promoted() -> None:
+    folder, result = played("bad-release")
+    assert figures("bad-release")["act_two_still_answering"] == 0
+    assert result["nodes_promoted"] == 0
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    took = {event["who"] for event in events if event["event"] == "committed" and event["release"] == 3}
+    assert len(took) == result["nodes"]
+
+
+@pytest.mark.slow
 def test_offline_day_goes_on_learning_and_counts_what_waited_once() -> None:
     told = figures("offline-day")
     assert told["rounds_closed_meanwhile"] == 24

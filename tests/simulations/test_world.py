@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import UsageError
-from simulations.world import World
+from node.promotion import Stage, StageLog
+from node.store import open_store
+from simulations.world import World, has_settled
+
+TAKEN = [Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.PROBATION, Stage.COMMITTED]
 
 
 def test_a_world_makes_no_folder_for_a_name_that_leads_elsewhere(tmp_path: Path) -> None:
@@ -14,3 +18,29 @@ def test_a_world_makes_no_folder_for_a_name_that_leads_elsewhere(tmp_path: Path)
     with pytest.raises(UsageError, match="letter or digit first"):
         world._provision("../../x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("moves", "serving", "settled"),
+    [
+        pytest.param({0: TAKEN}, 0, True, id="serves it"),
+        pytest.param({0: TAKEN}, 1, False, id="has not seen it yet"),
+        pytest.param({0: TAKEN, 2: TAKEN[:4]}, 3, False, id="on probation with what it takes back"),
+        pytest.param({0: TAKEN, 1: TAKEN[:1]}, 1, False, id="staged"),
+        pytest.param({0: TAKEN, 1: TAKEN[:4]}, 1, False, id="on probation with it"),
+        pytest.param({0: TAKEN, 1: [*TAKEN[:3], Stage.REJECTED]}, 1, True, id="refused it"),
+        pytest.param({0: TAKEN, 1: [*TAKEN[:4], Stage.ROLLED_BACK]}, 1, True, id="went back from it"),
+        pytest.param({0: TAKEN, 1: TAKEN[:3]}, 0, True, id="watches one that was kept back"),
+        pytest.param({0: TAKEN, 2: TAKEN[:3]}, 1, True, id="is past it: it was away"),
+    ],
+)
+def test_a_node_has_settled_when_it_took_or_refused_what_everybody_serves(
+    tmp_path: Path, moves: dict[int, list[Stage]], serving: int, settled: bool
+) -> None:
+    store = open_store(tmp_path / "node.db")
+    log = StageLog(store)
+    for release, stages in moves.items():
+        for stage in stages:
+            log.append(release, stage, "")
+    assert has_settled(log, serving) is settled
+    store.close()
