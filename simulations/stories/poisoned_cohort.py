@@ -1,7 +1,8 @@
 """A poisoned cohort: a quarter of the nodes is hostile, and they talk to each other.
 
 They are enrolled, hold their own keys, and sign what they send. Each attack is played against the default rule and
-against the plain mean, in fleets that are alike in everything else, and once nobody attacks.
+against the plain mean, in fleets that are alike in everything else, and once nobody attacks. What is told holds for
+these strengths and so few rounds: docs/promises.md has what stronger and longer attacks cost.
 """
 
 import time
@@ -36,6 +37,7 @@ HOSTILE = 0.25
 ROUNDS = 5
 RELEASES_A_SESSION = 12
 RULES = ("screened-mean", "mean")
+TIMES_BACK, DEVIATIONS, TIMES_TURNED = 10.0, 1.5, 1.1
 NOBODY, LABELS = "nobody", "label-flip"
 
 Deltas = npt.NDArray[np.float64]  # a row a member of the gang
@@ -46,13 +48,13 @@ Attack = Callable[[Deltas, int], Delta]
 
 def sign_flip(deltas: Deltas, own: int) -> Delta:
     """Ten times the way back."""
-    flipped: Delta = -10 * deltas[own]
+    flipped: Delta = -TIMES_BACK * deltas[own]
     return flipped
 
 
 def a_little(deltas: Deltas, own: int) -> Delta:
     """Off the mean by no more than honest nodes are anyway (Baruch et al. 2019, section 3)."""
-    shifted: Delta = deltas.mean(0) - 1.5 * deltas.std(0)
+    shifted: Delta = deltas.mean(0) - DEVIATIONS * deltas.std(0)
     return shifted
 
 
@@ -62,7 +64,7 @@ def inner_product(deltas: Deltas, own: int) -> Delta:
     A gang that makes it four times as long costs far more than four points: every node's noise is longer than what all
     nodes have in common, and clipping to the median tells them apart no more.
     """
-    turned: Delta = -1.1 * deltas.mean(0)
+    turned: Delta = -TIMES_TURNED * deltas.mean(0)
     return turned
 
 
@@ -71,6 +73,12 @@ ATTACKS: dict[str, Attack | None] = {
     "a-little-is-enough": a_little,
     "inner-product": inner_product,
     LABELS: None,  # its deltas are honest: its owner lies about the labels
+}
+STRENGTHS = {
+    "sign-flip": (TIMES_BACK, "the own delta {:g} times, turned around"),
+    "a-little-is-enough": (DEVIATIONS, "the gang's mean less {:g} standard deviations"),
+    "inner-product": (TIMES_TURNED, "the gang's mean {:g} times, turned around"),
+    LABELS: (1.0, "honest deltas, learned from the wrong labels"),
 }
 
 
@@ -185,24 +193,31 @@ class PoisonedCohort(Story):
     def _sentences(self, nodes: int, reached: dict[tuple[str, str], Reached]) -> tuple[list[str], dict[str, Figure]]:
         default, plain = RULES
         clean, hostile = reached.pop((NOBODY, default)), len(self._poison.hostile)
-        worst = {rule: min((reached[attack, rule].devices, attack) for attack in ATTACKS) for rule in RULES}
+        left = {rule: {attack: reached[attack, rule].devices for attack in ATTACKS} for rule in RULES}
         strangers = min(reached[attack, default].strangers for attack in ATTACKS)
         figures: dict[str, Figure] = {"nodes": nodes, "hostile": hostile, "clean_accuracy": clean.devices}
+        figures |= {"rounds": ROUNDS, "releases_a_round": RELEASES_A_SESSION}
+        figures |= {f"{attack}_strength".replace("-", "_"): strength for attack, (strength, _) in STRENGTHS.items()}
         for (attack, rule), value in reached.items():
             figures[f"{attack}_{rule}_accuracy".replace("-", "_")] = value.devices
         figures |= {
-            "most_points_lost_by_default": 100 * (clean.devices - worst[default][0]),
-            "most_points_lost_by_plain_mean": 100 * (clean.devices - worst[plain][0]),
+            "most_points_lost_by_default": 100 * (clean.devices - min(left[default].values())),
+            "most_points_lost_by_plain_mean": 100 * (clean.devices - min(left[plain].values())),
             "clean_accuracy_on_new_people": clean.strangers,
             "most_points_lost_by_default_on_new_people": 100 * (clean.strangers - strangers),
         }
+        sent = "; ".join(f"{attack}, {what.format(strength)}" for attack, (strength, what) in STRENGTHS.items())
+        both = "; ".join(f"{attack} {left[default][attack]:.0%} and {left[plain][attack]:.0%}" for attack in ATTACKS)
+        better = sum(left[plain][attack] > left[default][attack] for attack in ATTACKS)
         told = [
-            f"{hostile} of {nodes} nodes were hostile, with valid signatures, in {len(ATTACKS)} ways; without them the "
-            f"fleet is right on {clean.devices:.0%} of the honest devices' later windows.",
-            f"With the screened mean, the default, {worst[default][1]} cost most and left {worst[default][0]:.0%}; "
-            f"with the plain mean {worst[plain][1]} left {worst[plain][0]:.0%}.",
+            f"{hostile} of {nodes} nodes were hostile, with valid signatures, for {ROUNDS} rounds of "
+            f"{RELEASES_A_SESSION} releases, and sent: {sent}. Without them the fleet is right on {clean.devices:.0%} "
+            f"of the honest devices' later windows.",
+            f"With the screened mean, the default, and with the plain mean, {both}: the plain mean was the better rule "
+            f"in {better or 'none'} of {len(ATTACKS)}.",
             f"On people whom no device had seen, the default went from {clean.strangers:.0%} down to {strangers:.0%}: "
-            f"what is short enough to pass the screen still counts as much as any other node.",
+            f"what is short enough to pass the screen still counts as much as any other node. A longer turned mean, or "
+            f"more rounds, cost the default far more: docs/promises.md has the figures.",
         ]
         return told, figures
 
