@@ -54,13 +54,18 @@ def held(path: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, *, max_bytes: int) -> None:
     """Append ``line`` to a log, whole or not at all. Not flushed to the disk: a log is a witness, never the truth.
+
+    Args:
+        max_bytes: A file that has grown so long is set aside as ``NAME.1``, in the place of the one before.
 
     Raises:
         OSError: It was not appended.
     """
     data = f"{line}\n".encode()
+    if path.exists() and path.stat().st_size >= max_bytes:
+        os.replace(path, path.with_name(f"{path.name}.1"))
     with open(path, "ab", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # a node's children write to the same log
         written = file.write(data)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from fleet import durable
 
+MAX_BYTES = 16 * 2**20  # of one file; there are two at most
+
 
 class Record(Protocol):
     """Takes down one event: its name in the past tense, and fields that hold no secret and no reading."""
@@ -39,7 +41,7 @@ class EventLog:
             if self._lost:
                 line["lost"] = self._lost
             try:
-                durable.append_line(self._path, json.dumps(line))
+                durable.append_line(self._path, json.dumps(line), max_bytes=MAX_BYTES)
                 self._lost = 0
             except OSError:
                 self._lost += 1

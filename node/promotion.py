@@ -140,6 +140,10 @@ class StageLog:
         candidate = self.candidate()
         return {row[0] for row in self._rows_of(Stage.COMMITTED)[-2:]} | ({candidate[0]} if candidate else set())
 
+    def ended(self) -> set[int]:
+        """Releases that were staged here and that nothing can return to."""
+        return {row[0] for row in self._store.execute("select distinct release from stage")} - self.kept()
+
     def history(self) -> list[tuple[int, Stage, str]]:
         """All moves, oldest first."""
         rows = self._store.execute("select release, stage, reason from stage order by seq")

@@ -48,6 +48,7 @@ class Serving:
         self._record = record
         self.active: Predictor | None = None
         self.rival: Predictor | None = None
+        self._damaged: set[int] = set()
         self._follow()
 
     def provision(self, catalog: "Catalog", number: int) -> None:
@@ -145,6 +146,7 @@ class Serving:
         for number in sorted(self._stages.kept()):
             if not self._slots.is_whole(number):
                 self._slots.store(*catalog.release(number))
+                self._damaged.discard(number)
                 self._record("repaired", release=number)
                 self._follow()
 
@@ -163,7 +165,7 @@ class Serving:
         elif candidate and candidate[1] in UNHEARD:
             rival = candidate[0]
         self.active, self.rival = self._opened(active, previous), self._opened(rival)
-        self._slots.clear(keep=self._stages.kept())
+        self._slots.clear(self._stages.ended())  # not all others: another process may be storing a new one
 
     def _takes_back(self, number: int, other: int) -> bool:
         """Whether ``number`` is the withdrawal of ``other``, which then is no way back."""
@@ -179,7 +181,9 @@ class Serving:
                 try:
                     return self._open(number)
                 except TamperedError as error:
-                    self._record("damaged", release=number, reason=str(error))
+                    if number not in self._damaged:  # it is so at every step, until it is repaired
+                        self._damaged.add(number)
+                        self._record("damaged", release=number, reason=str(error))
         return None
 
     def _open(self, number: int) -> Predictor:

@@ -86,14 +86,13 @@ class Slots:
         if not path.is_file() or path.read_bytes() != data:
             durable.write(path, data)
 
-    def clear(self, keep: Iterable[int]) -> None:
+    def clear(self, numbers: Iterable[int]) -> None:
         """Remove the artifacts of releases that nothing can return to."""
-        kept = {f"{number:08d}" for number in keep}
-        for folder in self._folder.glob("[0-9]*"):
-            if folder.name not in kept:
+        for folder in map(self._slot, numbers):
+            if folder.exists():
                 from shutil import rmtree  # with all that it can unpack, it is half a megabyte
 
-                rmtree(folder)
+                rmtree(folder, ignore_errors=True)  # another process of this node may be at it too
 
     def _slot(self, number: int) -> Path:
         return self._folder / f"{number:08d}"

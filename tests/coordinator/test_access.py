@@ -174,7 +174,7 @@ def test_one_device_is_one_node(door: Door, part: str) -> None:
     for same in (device, other):
         with refused("invitation"):
             door.access.enrol(same.request(door.access.invite("watch-2")))
-    assert list(door.fleet.coordinator.registry.roster.members()) == ["watch-1"]
+    assert [entry.name for entry in door.fleet.coordinator.registry.roster.entries()] == ["watch-1"]
     assert len(door.flower.known) == 1
 
 

@@ -104,9 +104,17 @@ def test_missing_folders_are_made_each_entered_durably(tmp_path: Path, monkeypat
 
 
 def test_a_log_grows_by_whole_lines(tmp_path: Path) -> None:
-    durable.append_line(tmp_path / "log", "ä")
-    durable.append_line(tmp_path / "log", "b")
+    durable.append_line(tmp_path / "log", "ä", max_bytes=100)
+    durable.append_line(tmp_path / "log", "b", max_bytes=100)
     assert (tmp_path / "log").read_text(encoding="utf-8") == "ä\nb\n"
+
+
+def test_a_log_that_is_long_is_set_aside_and_the_one_before_is_forgotten(tmp_path: Path) -> None:
+    for line in "abcde":
+        durable.append_line(tmp_path / "log", line, max_bytes=4)
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "e\n"
+    assert (tmp_path / "log.1").read_text(encoding="utf-8") == "c\nd\n"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def other(path: Path) -> "subprocess.Popen[bytes]":

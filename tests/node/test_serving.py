@@ -176,6 +176,13 @@ def test_I4_a_node_that_goes_back_gives_as_much_evidence_as_one_that_stays(node:
     assert len(node.shadow.pairs(2, Watch.PROBATION)) == 12
 
 
+def test_a_release_that_another_process_of_the_node_is_storing_is_left_alone(node: Node) -> None:
+    node.toy.put(2)
+    node.slots.store(*node.toy.release(2))  # and not logged yet
+    node.live(1)
+    assert node.slots.is_whole(2)
+
+
 def test_a_release_that_computes_something_else_here_is_rejected(node: Node) -> None:
     node.offer(2, EVERYBODY, golden="0" * 64)
     assert (node.says(), node.stage(2)) == (1, Stage.REJECTED)

@@ -114,11 +114,11 @@ def test_an_unchanged_pointer_costs_no_write(tmp_path: Path, slots: Slots) -> No
     assert (tmp_path / "slots" / "active.json").stat().st_ino == before
 
 
-def test_only_what_is_kept_stays(slots: Slots) -> None:
+def test_what_is_cleared_is_gone_and_all_else_stays(slots: Slots) -> None:
     for number in (2, 3):
         slots.store(release(number), ARTIFACT, GOLDEN)
     slots.point(Pointer(3, 2))
-    slots.clear(keep={2, 3})
+    slots.clear({1, 7})
     assert [slots.is_whole(number) for number in (1, 2, 3)] == [False, True, True]
     assert slots.pointer() == Pointer(3, 2)
 
