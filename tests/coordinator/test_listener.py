@@ -37,13 +37,20 @@ def test_connections_leave_files_for_everything_else(files: int) -> None:
     assert room(10**6) == MAX_CONNECTIONS
 
 
-def test_a_process_raises_its_limit_as_far_as_it_may() -> None:
+@pytest.mark.parametrize(
+    ("soft", "hard", "files"),
+    [
+        pytest.param(100, 700, 700, id="up to the hard limit"),
+        pytest.param(256, 256, 256, id="no further"),
+    ],
+)
+def test_a_process_raises_its_limit_as_far_as_it_may(soft: int, hard: int, files: int) -> None:
     code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 700));"
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
         "from coordinator.api.listener import raised; print(raised(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.split() == ["700", "700"]
+    assert shown.stdout.split() == [str(files), str(files)]
 
 
 def test_one_address_has_a_quarter_and_loopback_all_that_is_left() -> None:
