@@ -10,6 +10,7 @@ from benchmarks.central import Forest
 from benchmarks.fold import Fold, accuracy, fold_of, joined, right
 from benchmarks.learning import Learning
 from coordinator.warm_start import warm_start
+from fleet.errors import TaskError
 from fleet.privacy.noise import LatticeGaussian
 from fleet.settings import Settings, load
 from fleet.task import Recording, Windows, weights_of
@@ -87,8 +88,15 @@ def _alone(place: Fold, start: Flat) -> Accuracies:
 
 
 def _central(place: Fold, seed: int) -> Iterator[tuple[str, Accuracies]]:
-    pooled = joined([seen.train for seen in place.fleet.values()])
+    pooled = _pooled(place)
     forest = Forest(pooled, seed)
     yield "central random forest", {name: forest.accuracy(windows) for name, windows in _sets(place).items()}
     head = warm_start(replace(place.task, donor=lambda: pooled), seed)
     yield "central linear head", _judged(place, head)
+
+
+def _pooled(place: Fold) -> Windows:
+    """What a warm fleet learned from, in one place: the early windows of its devices, and the donor's."""
+    if place.task.donor is None:
+        raise TaskError(f"{place.task.name}: without a donor there is no warm start to compare with")
+    return joined([*(seen.train for seen in place.fleet.values()), place.task.donor()])
