@@ -1,7 +1,7 @@
 """The table: what learning together is worth on people it never saw, with and without privacy.
 
 ``python -m benchmarks.smartwatch`` leaves one person out, over all ten; the learning is the loop's own, alone
-(``benchmarks.learning``). Nothing was chosen by looking at the people who are left out: docs/accuracy.md.
+(``benchmarks.learning``). Not all that is measured was chosen without looking at the people left out: docs/accuracy.md.
 """
 
 import csv

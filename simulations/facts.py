@@ -61,7 +61,13 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All of it. ``result`` is the documented object of ``result.json``; ``hours`` is how long was simulated."""
+    """All of it.
+
+    Attributes:
+        result: The documented object of ``result.json``.
+        hours: How long was simulated.
+        built_in: Whether the task is ours: of how another was tuned nothing is known.
+    """
 
     result: dict[str, Any]
     settings: Settings
@@ -71,6 +77,7 @@ class Facts:
     events: tuple[Event, ...]
     measured: Measurements
     story: Story | None
+    built_in: bool
 
 
 def read(folder: Path) -> Facts:
@@ -81,16 +88,18 @@ def read(folder: Path) -> Facts:
         rounds, releases = _rounds(registry), _releases(registry)
     finally:
         registry.close()
+    wish, settings = Wish.saved(folder)
     progress = json.loads((folder / "progress.json").read_bytes())
     return Facts(
         result=json.loads((folder / "result.json").read_bytes()),
-        settings=Wish.saved(folder)[1],
+        settings=settings,
         hours=max([progress["hour"], *(event.hour for event in events)]),
         rounds=rounds,
         releases=releases,
         events=events,
         measured=Measurements.load(folder),
         story=_story(folder / "story.json"),
+        built_in=wish.config is None,
     )
 
 

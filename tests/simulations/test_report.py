@@ -86,6 +86,7 @@ def facts(*, nodes: int = 3, epsilon: float = 8.0, rounds: int = 4, story: Story
             ),
         ),
         story=story,
+        built_in=True,
     )
 
 
@@ -279,3 +280,10 @@ def test_nothing_sticks_out_at_the_side(tmp_path: Path, width: int) -> None:
     (tmp_path / "frame.html").write_text(f"{frame}</iframe>", encoding="utf-8")
     shown, _ = browsed(tmp_path, "frame.html", "--allow-file-access-from-files")
     assert f"<title>{width}</title>" in shown
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+def test_the_page_says_what_was_tuned_on_whom_of_the_built_in_task_only(built_in: bool) -> None:
+    said = page(replace(facts(), built_in=built_in))
+    assert ("tuned on" in said) is built_in
+    assert "Nothing here was tuned" not in said
