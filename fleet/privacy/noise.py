@@ -24,11 +24,13 @@ class LatticeGaussian:
         return np.rint(self._normal(size) * std).astype(np.int64)
 
     def _normal(self, size: int) -> npt.NDArray[np.float64]:
-        """Standard normal draws by Box and Muller, each the sum of four, halved."""
+        """Standard normal draws by Box and Muller, each the sum of four from different pairs, halved."""
         half = (size + 1) // 2
         radius = np.sqrt(-2 * np.log(self._uniform(4 * half)))
         angle = 2 * np.pi * self._uniform(4 * half)
-        draws = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        cosines, sines = radius * np.cos(angle), radius * np.sin(angle)
+        # Both of a pair in one sum would be one draw with two coordinates: the sines move on by one place.
+        draws = np.concatenate([cosines, np.roll(sines, 1)])
         total: npt.NDArray[np.float64] = draws.reshape(4, 2 * half).sum(axis=0) / 2
         return total[:size]
 

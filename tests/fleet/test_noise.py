@@ -45,6 +45,19 @@ def test_noise_on_a_coarse_lattice_is_the_rounded_gaussian(std: float) -> None:
     assert np.all(np.abs(seen - expected) < 6 * np.sqrt(expected) + 6)
 
 
+@pytest.mark.parametrize("pair", range(16))
+def test_no_draw_is_made_of_both_halves_of_a_pair(monkeypatch: pytest.MonkeyPatch, pair: int) -> None:
+    """Of Box and Muller's pairs only one has a length, and its halves are alike: they are in two draws of the eight."""
+    radius, angle = np.ones(16), np.full(16, 1 / 8)
+    radius[pair] = np.exp(-1)
+    uniform = iter([radius, angle])
+    source = LatticeGaussian()
+    monkeypatch.setattr(source, "_uniform", lambda size: next(uniform))
+    draws = source._normal(8)
+    assert sorted(draws)[:6] == [0] * 6
+    np.testing.assert_allclose(sorted(draws)[6:], 0.5, rtol=1e-12)
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 7])
 def test_as_many_draws_as_asked_for(size: int) -> None:
     assert LatticeGaussian().integers(size, 1.0).shape == (size,)
