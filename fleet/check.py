@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.enrolment import check_name
-from fleet.errors import FleetError, InputError, TaskError, UsageError
+from fleet.errors import BudgetError, FleetError, InputError, TaskError, UsageError
 from fleet.evidence import ROLLBACK_EVIDENCE, fewest_harmed
 from fleet.overlaps import most_windows
+from fleet.privacy.gaussian import Budget
 from fleet.settings import Settings
 from fleet.task import Recording, Task, Windows, weights_of
 from fleet.weights import Flat
@@ -262,12 +263,18 @@ def _promise(task: Task, settings: Settings) -> Iterator[Finding]:
     privacy = settings.privacy
     if not np.isfinite(privacy.epsilon):
         yield Finding("warning", "privacy.epsilon", "is infinite: no noise, and nothing is promised to anyone")
+    elif privacy.delta * task.training.examples >= 1:
+        yield _error(
+            "privacy.delta",
+            f"{privacy.delta:g} promises nothing: it lets one in {task.training.examples} examples be published",
+        )
     elif privacy.delta * task.training.examples >= 0.1:
         yield Finding(
             "warning",
             "privacy.delta",
             f"{privacy.delta:g} is too near one in {task.training.examples} examples to promise much",
         )
+    yield from _noise(task, settings)
     if unused := privacy.planned_releases % settings.round.rounds:
         yield Finding(
             "warning",
@@ -283,6 +290,19 @@ def _probation(settings: Settings) -> Iterator[Finding]:
     if settings.release.probation_windows < needed:
         found = f"{settings.release.probation_windows}, and a node is sure of harm after {needed} at least"
         yield Finding("warning", "release.probation_windows", f"{found}: no node can go back by itself")
+
+
+def _noise(task: Task, settings: Settings) -> Iterator[Finding]:
+    privacy, examples = settings.privacy, task.training.examples
+    budget = Budget(privacy.epsilon, privacy.delta, task.unit.group)
+    try:
+        noise_multiplier = budget.noise_multiplier(privacy.planned_releases)
+    except BudgetError as error:
+        yield _error("privacy.epsilon", str(error))
+        return
+    if noise_multiplier > 10 * examples:
+        found = f"{privacy.epsilon:g} asks for noise ten times longer than what {examples} examples say together"
+        yield Finding("warning", "privacy.epsilon", f"{found}: nothing will be learned")
 
 
 def _error(subject: str, message: str) -> Finding:

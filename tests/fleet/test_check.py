@@ -288,6 +288,7 @@ def test_a_broken_model_is_not_sent_to_the_quantizer() -> None:
     ("section", "values", "examples", "subject"),
     [
         pytest.param("privacy", {"epsilon": float("inf")}, 20, "privacy.epsilon", id="no privacy"),
+        pytest.param("privacy", {"epsilon": 1e-300}, 20, "privacy.epsilon", id="nothing but noise"),
         pytest.param("privacy", {"delta": 0.01}, 20, "privacy.delta", id="delta as likely as an example"),
         pytest.param("privacy", {"planned_releases": 39}, 20, "privacy.planned_releases", id="steps left over"),
         pytest.param("round", {"min_updates": 9}, 20, "devices", id="too few devices"),
@@ -298,6 +299,12 @@ def test_settings_that_promise_little_or_waste_are_warned_of(
 ) -> None:
     (finding,) = check(task(examples=examples), SETTINGS.changed(**{section: values}), content)
     assert (finding.level, finding.subject) == ("warning", subject)
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.9])
+def test_a_delta_as_likely_as_that_of_an_example_is_published_is_an_error(delta: float) -> None:
+    (finding,) = check(task(examples=20), SETTINGS.changed(privacy={"delta": delta}), content)
+    assert (finding.level, finding.subject) == ("error", "privacy.delta")
 
 
 def test_checking_leaves_the_dice_and_the_data_alone() -> None:
