@@ -18,7 +18,7 @@ import torch
 import typer
 
 from benchmarks.central import Forest
-from benchmarks.fold import accuracy, joined
+from benchmarks.fold import accuracy
 from benchmarks.learning import Learning
 from coordinator.requantizer import register
 from coordinator.warm_start import warm_start
@@ -130,8 +130,10 @@ def _compare(title: str, choices: Mapping[str, Callable[[int], float]]) -> None:
 def _later(model: Model, weight_decay: float, fold: int) -> float:
     task = smartwatch(model, fold)
     donors = _donors(fold)
-    early = replace(task, donor=lambda: joined([seen.train for seen in donors]))
-    return accuracy(task, warm_start(early, seed=0, weight_decay=weight_decay), joined([s.live for s in donors]))
+    early = replace(task, donor=lambda: Windows.joined([seen.train for seen in donors]))
+    return accuracy(
+        task, warm_start(early, seed=0, weight_decay=weight_decay), Windows.joined([s.live for s in donors])
+    )
 
 
 def _mirrored(signs: Sequence[int], fold: int) -> float:
@@ -195,7 +197,7 @@ def _wrists(fold: int) -> list[Wrists]:
 
 
 def _all(seen: Recording) -> Windows:
-    return joined([seen.train, seen.live])
+    return Windows.joined([seen.train, seen.live])
 
 
 @cache

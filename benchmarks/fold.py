@@ -1,6 +1,5 @@
 """One fold of the table: who is the public donor, who is kept out, who learns, and how a model is judged."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -36,12 +35,6 @@ def fold_of(number: int) -> Fold:
         {name: recording for name, recording in seen.items() if recording.person != held_out(number)},
         {name: recording for name, recording in seen.items() if recording.person == held_out(number)},
     )
-
-
-def joined(parts: Iterable[Windows]) -> Windows:
-    """All windows of ``parts``, in their order."""
-    listed = list(parts)
-    return Windows(np.concatenate([part.x for part in listed]), np.concatenate([part.y for part in listed]))
 
 
 def right(task: Task, weights: Flat, windows: Windows) -> npt.NDArray[np.bool_]:

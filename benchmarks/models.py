@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.central import Forest
-from benchmarks.fold import Fold, accuracy, fold_of, joined, right
+from benchmarks.fold import Fold, accuracy, fold_of, right
 from benchmarks.learning import Learning
 from coordinator.warm_start import warm_start
 from fleet.errors import TaskError
@@ -49,9 +49,9 @@ def _private(epsilon: float) -> Settings:
 def _sets(place: Fold) -> dict[str, Windows]:
     away, fleet = place.away.values(), place.fleet.values()
     return {
-        "new": joined([part for seen in away for part in (seen.train, seen.live)]),
-        "later": joined([seen.live for seen in away]),
-        "own": joined([seen.live for seen in fleet]),
+        "new": Windows.joined([part for seen in away for part in (seen.train, seen.live)]),
+        "later": Windows.joined([seen.live for seen in away]),
+        "own": Windows.joined([seen.live for seen in fleet]),
     }
 
 
@@ -99,4 +99,4 @@ def _pooled(place: Fold) -> Windows:
     """What a warm fleet learned from, in one place: the early windows of its devices, and the donor's."""
     if place.task.donor is None:
         raise TaskError(f"{place.task.name}: without a donor there is no warm start to compare with")
-    return joined([*(seen.train for seen in place.fleet.values()), place.task.donor()])
+    return Windows.joined([*(seen.train for seen in place.fleet.values()), place.task.donor()])

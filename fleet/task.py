@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,12 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @classmethod
+    def joined(cls, parts: "Iterable[Windows]") -> "Windows":
+        """All windows of several streams, one stream after the other."""
+        listed = list(parts)
+        return cls(np.concatenate([part.x for part in listed]), np.concatenate([part.y for part in listed]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,11 +96,11 @@ def _judged(world: World, bench: _Bench, recordings: dict[str, Recording], away:
     small = {name: _judging(seen, name in away) for name, seen in bench.recordings.items()}
     released = {release.base for release, _ in world.coordinator.registry.releases.all()}
     for base in _spread(bases, BASES_IN_FLOAT32, released):
-        right = bench.right(world.coordinator.bases.master(base), _joined(small))
+        right = bench.right(world.coordinator.bases.master(base), Windows.joined(small.values()))
         yield Judged(base.number, "float32", _by_device(right, small))
     for base in _spread(bases, BASES_IN_INT8, released):
         session = open_session(template.artifact(template.quantize(world.coordinator.bases.master(base))))
-        windows = _joined(raw)
+        windows = Windows.joined(raw.values())
         yield Judged(base.number, "int8", _by_device(logits(session, windows.x).argmax(1) == windows.y, raw))
 
 
@@ -108,7 +108,7 @@ def _on_their_own(world: World, bench: _Bench, away: set[str]) -> Iterator[Own |
     """Models that never leave their device: from nothing, and from the fleet's last base."""
     last, template = world.coordinator.bases.newest(), _template(world)
     fleet = template.dequantize(template.quantize(world.coordinator.bases.master(last)))  # as a node holds it
-    strangers = _joined({name: _judging(seen, True) for name, seen in bench.recordings.items() if name in away})
+    strangers = Windows.joined(_judging(seen, True) for name, seen in bench.recordings.items() if name in away)
     least = min((len(seen.train) for seen in bench.recordings.values()), default=0)
     for index, (name, seen) in enumerate(bench.recordings.items()):
         for labels in [*(k for k in LABELS if k < least), len(seen.train)]:
@@ -167,12 +167,7 @@ def _judging(recording: Recording, held_out: bool) -> Windows:
     """The windows that judge a base: those that came after the training ones, or all of a device held out."""
     if not held_out:
         return recording.live
-    return _joined({"train": recording.train, "live": recording.live})
-
-
-def _joined(parts: Mapping[str, Windows]) -> Windows:
-    windows = list(parts.values())
-    return Windows(np.concatenate([w.x for w in windows]), np.concatenate([w.y for w in windows]))
+    return Windows.joined([recording.train, recording.live])
 
 
 def _by_device(right: npt.NDArray[np.bool_], parts: Mapping[str, Windows]) -> dict[str, int]:

@@ -79,8 +79,8 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result
     artifacts = _artifacts(world)
     halted = _halted(world)
     trained = {release.number for release, _ in registry.releases.all() if release.base > 0} - halted
-    away = _joined([w for r in held_out.values() for w in (r.train, r.live)])
-    live = _joined([device.recording.live for device in world.devices.values()])
+    away = Windows.joined([w for r in held_out.values() for w in (r.train, r.live)])
+    live = Windows.joined([device.recording.live for device in world.devices.values()])
     devices = list(world.devices.values())
     return Result(
         task=world.task.name,
@@ -139,10 +139,6 @@ def _signed(installer: Installer, path: str) -> bytes:
     return data
 
 
-def _joined(parts: list[Windows]) -> Windows:
-    return Windows(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
-
-
 def _labels(artifact: bytes, windows: Windows) -> npt.NDArray[np.int64]:
     labels: npt.NDArray[np.int64] = logits(open_session(artifact), windows.x).argmax(1)
     return labels
@@ -156,7 +152,7 @@ def _agreement(world: World, artifact: bytes, serving: Release, sets: list[Windo
     """int8 beside float32: the artifact, and the torch model with the master it was quantized from."""
     import torch
 
-    windows = _joined(sets)
+    windows = Windows.joined(sets)
     model = world.task.model().eval()
     set_weights(model, world.coordinator.bases.master(world.coordinator.bases[serving.base]))
     with torch.no_grad():

@@ -235,8 +235,7 @@ def _devices(donor: str) -> dict[str, Recording]:
 def _public(donor: str) -> Windows:
     """All that the donor's devices saw."""
     seen = [recording for recording in spar.recordings().values() if recording.person == donor]
-    parts = [windows for recording in seen for windows in (recording.train, recording.live)]
-    return Windows(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+    return Windows.joined(windows for recording in seen for windows in (recording.train, recording.live))
 
 
 def _features(donor: str) -> Features:

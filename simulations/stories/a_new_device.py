@@ -8,7 +8,7 @@ from coordinator.warm_start import warm_start
 from fleet.settings import Settings
 from fleet.task import Recording, Windows
 from node.personal import personalise
-from simulations.stories.story import Figure, Story, accuracy, count, joined
+from simulations.stories.story import Figure, Story, accuracy, count
 from simulations.world import has_windows
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _given(world: "World", devices: "list[Device]", release: int) -> tuple[float
     """Accuracy of a release on the devices' live windows, as it came and with each device's own head."""
     registry = world.coordinator.registry
     weights = world.coordinator.bases.master(world.coordinator.bases[registry.releases.all()[release][0].base])
-    live = joined([device.recording.live for device in devices])
+    live = Windows.joined([device.recording.live for device in devices])
     right = 0.0
     for device in devices:
         own = personalise(world.task, weights, device.recording.train)

@@ -12,9 +12,9 @@ import numpy as np
 
 from fleet.errors import UsageError
 from fleet.settings import Settings
-from fleet.task import Recording
+from fleet.task import Recording, Windows
 from node.personal import personalise
-from simulations.stories.story import Figure, Story, accuracy, count, events, joined
+from simulations.stories.story import Figure, Story, accuracy, count, events
 
 if TYPE_CHECKING:
     from simulations.scenario import Wish
@@ -112,7 +112,9 @@ def _accuracies(world: "World", names: list[str]) -> tuple[float, float]:
         device = world.devices[name]
         active = device.agent.stages.serving()[0] or 0
         weights = world.coordinator.bases.master(world.coordinator.bases[registry.releases.all()[active][0].base])
-        seen = joined([device.agent.buffer.examples(partition) for partition in device.agent.buffer.partitions()])
+        seen = Windows.joined(
+            [device.agent.buffer.examples(partition) for partition in device.agent.buffer.partitions()]
+        )
         live = device.recording.live
         for column, own in enumerate((weights, personalise(world.task, weights, seen))):
             right[column] += accuracy(world.task, own, live) * len(live)

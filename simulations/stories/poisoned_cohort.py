@@ -27,7 +27,7 @@ from node.identity import Identity
 from node.outbox import Parcel
 from node.store import open_store
 from simulations.script import Script
-from simulations.stories.story import Figure, Story, accuracy, joined
+from simulations.stories.story import Figure, Story, accuracy
 from simulations.world import World
 
 if TYPE_CHECKING:
@@ -180,7 +180,10 @@ class PoisonedCohort(Story):
         """Accuracy of every fleet's newest base: on the honest devices' later windows, and on people nobody knew."""
         fleet = {name: device.recording for name, device in world.devices.items()}
         honest = [seen.live for name, seen in fleet.items() if name not in self._poison.hostile]
-        judges = joined(honest), joined([part for seen in held_out.values() for part in (seen.train, seen.live)])
+        judges = (
+            Windows.joined(honest),
+            Windows.joined([part for seen in held_out.values() for part in (seen.train, seen.live)]),
+        )
         ours = next(iter(ATTACKS)), RULES[0]
         reached = {
             (attack, rule): _newest(world, judges)

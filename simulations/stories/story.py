@@ -107,11 +107,6 @@ def accuracy(task: Task, weights: Flat, windows: Windows) -> float:
     return float((labels == windows.y).mean())
 
 
-def joined(parts: list[Windows]) -> Windows:
-    """All windows of several streams, one stream after the other."""
-    return Windows(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
-
-
 def split(recording: Recording, share: float) -> Recording:
     """The same recording with its first ``share`` for training and the rest as the live stream."""
     x = np.concatenate([recording.train.x, recording.live.x])

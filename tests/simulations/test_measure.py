@@ -11,7 +11,7 @@ from coordinator.rounds import BaseRow
 from fleet.task import Recording, Task, Windows, set_weights, weights_of
 from fleet.weights import Flat
 from simulations.facts import _event
-from simulations.measure import _bench, _by_device, _joined, _spread
+from simulations.measure import _bench, _by_device, _spread
 from simulations.measurement import Judged, Lent, Measurements, Own, Seen, Spent
 from simulations.smartwatch import Model, smartwatch
 
@@ -47,7 +47,7 @@ def test_a_bench_is_right_where_the_whole_model_is(model: Model, only_head: bool
 
 def test_windows_right_are_counted_by_device() -> None:
     parts = {"a": windows(3), "b": windows(0), "c": windows(2)}
-    assert len(_joined(parts)) == 5
+    assert len(Windows.joined(parts.values())) == 5
     right = np.array([True, False, True, True, False])
     assert _by_device(right, parts) == {"a": 2, "b": 0, "c": 1}
 
