@@ -25,7 +25,7 @@ def test_an_event_that_cannot_be_written_stops_nothing_and_the_next_one_counts_i
     path = tmp_path / "events.jsonl"
     record = EventLog(path, lambda: NOW).record("n1")
 
-    def full(path: Path, line: str) -> None:
+    def full(path: Path, line: str, *, max_bytes: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
