@@ -32,7 +32,7 @@ from node.admission import Admit, admit
 from node.agent import Agent
 from node.client_app import client_app
 from node.identity import Identity
-from node.promotion import FINAL, Stage, StageLog
+from node.promotion import FINAL, UNHEARD, Stage, StageLog
 from node.provisioning import provision
 from node.workshop import InProcess
 from simulations.clock import START, SimulatedClock
@@ -43,6 +43,7 @@ from simulations.shelf import CountingFetcher, Reach
 FIRST_FLOWER_ID = 1000
 HOUR = timedelta(hours=1)  # an hour is a round, however fleet.toml times them
 PAUSE = timedelta(minutes=1)
+SETTLED = FINAL | UNHEARD - {Stage.SHADOW}  # taken, refused, or refused and still counted
 SETTLING = timedelta(hours=6)  # nodes look every hour; what they could not take by then needs windows
 PROGRESS_FILE = "progress.json"
 Reading = npt.NDArray[np.float32]
@@ -285,7 +286,7 @@ def read_window(device: Device, index: int, sense: Callable[[Reading], Reading] 
 def has_settled(stages: StageLog, serving: int) -> bool:
     """Whether a node has taken or refused the release that everybody serves, or is past it and never will."""
     stage = stages.stage(serving)
-    return stage in FINAL or (stage is None and (stages.newest() or 0) > serving)
+    return stage in SETTLED or (stage is None and (stages.newest() or 0) > serving)
 
 
 def read_progress(folder: Path) -> Progress:

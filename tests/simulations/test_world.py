@@ -30,6 +30,8 @@ def test_a_world_makes_no_folder_for_a_name_that_leads_elsewhere(tmp_path: Path)
         pytest.param({0: TAKEN, 1: TAKEN[:4]}, 1, False, id="on probation with it"),
         pytest.param({0: TAKEN, 1: [*TAKEN[:3], Stage.REJECTED]}, 1, True, id="refused it"),
         pytest.param({0: TAKEN, 1: [*TAKEN[:4], Stage.ROLLED_BACK]}, 1, True, id="went back from it"),
+        pytest.param({0: TAKEN, 1: [*TAKEN[:3], Stage.MUTED]}, 1, True, id="refused it and counts on"),
+        pytest.param({0: TAKEN, 1: TAKEN[:3]}, 1, False, id="in shadow"),
         pytest.param({0: TAKEN, 1: TAKEN[:3]}, 0, True, id="watches one that was kept back"),
         pytest.param({0: TAKEN, 2: TAKEN[:3]}, 1, True, id="is past it: it was away"),
     ],
