@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, TypeVar
 
 import numpy as np
@@ -172,6 +174,7 @@ class Fleet:
     def __init__(self, folder: Path, recordings: dict[str, Recording]) -> None:
         self._folder = folder
         self._recordings = recordings
+        self._sockets = Path(mkdtemp(prefix="edgefleet-"))  # whose path is short: a socket's has 107 bytes at most
         self._began = time.monotonic()
         self._processes: list[Process] = []
         self._enrolling: list[Process] = []
@@ -230,6 +233,7 @@ class Fleet:
                 process.end()
             for process in processes:
                 process.stop()
+        rmtree(self._sockets, ignore_errors=True)
 
     def _start_coordinator(self) -> None:
         count = len(self._recordings)
@@ -254,7 +258,7 @@ class Fleet:
             process.wait()
 
     def _run_node(self, name: str) -> None:
-        address = f"unix:{self._home(name) / 'api.sock'}"
+        address = f"unix:{self._sockets / name}"
         log = self._folder / "logs" / f"{name}.log"
         self._processes.append(Process(log, "node", "run", "--folder", str(self._home(name)), "--listen", address))
         train, live = split(self._recordings[name])

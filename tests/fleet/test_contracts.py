@@ -22,6 +22,7 @@ COMPAT, API, LINK = (
 
 CLAIMED = f"{API}::test_a_message_is_claimed_fetched_and_answered_in_flowers_language"
 SIGNED = f"{API}::test_flower_takes_our_signature_of_the_coordinators_time"
+KNOWN = f"{LINK}::test_a_node_is_known_by_what_it_signed_lately_and_nobody_else_is"
 KEYED = f"{LINK}::test_a_key_has_one_id_for_ever_and_none_once_it_is_gone"
 ANSWERED = f"{LINK}::test_a_question_is_answered_once_and_nothing_is_left_behind"
 GIVEN_UP = f"{LINK}::test_a_run_that_flower_gave_up_is_followed_by_another"
@@ -35,9 +36,11 @@ CONTRACTS = {
     "flwr.common.constant.ErrorCode": f"{LINK}::test_a_reply_that_is_too_long_is_an_error_and_not_in_memory",
     "flwr.common.constant.NOOP_ACCOUNT_NAME": KEYED,
     "flwr.common.constant.NOOP_FLWR_AID": KEYED,
+    "flwr.common.constant.SYSTEM_TIME_TOLERANCE": KNOWN,
     "flwr.common.constant.Status": DIED,
     "flwr.common.constant.SubStatus": f"{LINK}::test_a_run_that_ended_is_over_for_flower_too",
     "flwr.common.constant.TIMESTAMP_HEADER": SIGNED,
+    "flwr.common.constant.TIMESTAMP_TOLERANCE": KNOWN,
     "flwr.common.serde.message_to_proto": CLAIMED,
     "flwr.proto.fleet_pb2.ActivateNodeRequest": CLAIMED,
     "flwr.proto.fleet_pb2.DeactivateNodeRequest": CLAIMED,
@@ -53,6 +56,9 @@ CONTRACTS = {
     "flwr.supercore.constant.FLEET_HTTP_SIGNATURE_HEADER": SIGNED,
     "flwr.supercore.constant.NOOP_FEDERATION_ID": ANSWERED,
     "flwr.supercore.constant.TaskType": ANSWERED,
+    "flwr.supercore.date": KNOWN,
+    "flwr.supercore.primitives.asymmetric.bytes_to_public_key": KNOWN,
+    "flwr.supercore.primitives.asymmetric.verify_signature": KNOWN,
     "flwr.supercore.inflatable.inflatable_object.get_all_nested_objects": CLAIMED,
     "flwr.supercore.inflatable.inflatable_object.get_object_tree": CLAIMED,
     "flwr.supercore.inflatable.inflatable_object.get_object_type_from_object_content": CLAIMED,

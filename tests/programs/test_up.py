@@ -47,7 +47,7 @@ def enrolling(folder: Path) -> bool:
 
 
 def running(folder: Path) -> bool:
-    return len(list(folder.glob("nodes/*/api.sock"))) == 2
+    return len(list(folder.glob("nodes/*/node.lock"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ print(json.dumps({
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Three of four rounds on Ray, and all of them in one process; without noise, so that both learn the same."""
     folder = tmp_path_factory.mktemp("ray")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "EDGEFLEET_RELEASE__SHADOW_WINDOWS": "1"}
+    few = {"EDGEFLEET_RELEASE__SHADOW_WINDOWS": "1", "EDGEFLEET_RELEASE__MARGIN": "0.9"}  # four windows promote
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **few}
     command = [sys.executable, "-c", RUN]
     shown = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stderr
