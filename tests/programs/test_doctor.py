@@ -90,7 +90,7 @@ def lose_task(patient: Patient) -> None:
 
 def change_task(patient: Patient) -> None:
     path = patient.folder.parent / "task.py"
-    path.write_text(path.read_text().replace('"run"', '"fly"'))
+    path.write_text(path.read_text().replace('"run"', '"flying"'))
 
 
 def revoke(patient: Patient) -> None:

@@ -144,7 +144,6 @@ def test_a_node_whose_child_or_self_is_killed_learns_later_and_leaves_no_child(n
                 until(lambda: bool(program.children()))
                 ends.pop(0)(program)
                 assert program.is_gone()
-        assert status(node.folder)["updates_sent"] == 0
         with node.program() as program:
             node.started(program)
             node.asks()
