@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from coordinator.exporter import export
+from fleet.check import check
 from fleet.errors import UsageError
+from fleet.settings import Settings
 from fleet.task import set_weights, weights_of
 from fleet.weights import Flat
 from simulations import spar
@@ -115,6 +117,12 @@ def test_the_answer_to_one_window_does_not_depend_on_the_others(name: Model) -> 
     together = model(torch.from_numpy(LIVE))
     alone = torch.cat([model(torch.from_numpy(window[None])) for window in LIVE])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["features", "cnn"])
+def test_a_built_in_model_is_fit_to_run_and_so_not_checked_each_time(name: Model) -> None:
+    found = check(smartwatch(name), Settings(), lambda task, weights: ())
+    assert [one for one in found if one.level == "error"] == []
 
 
 @pytest.mark.parametrize(("name", "size"), [("features", 1036), ("cnn", 8239)])
