@@ -177,7 +177,7 @@ def test_killed_at_random_moments_a_run_goes_on_and_loses_nothing(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("imported", ["click.core", "torch.nn", "opacus.grad_sample", "onnxscript"])
+@pytest.mark.parametrize("imported", ["click.core", "torch.nn", "simulations.world", "onnxscript"])
 def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path: Path, imported: str) -> None:
     """Interrupted when a module has just been imported, from the first ones of the command to those of the work."""
     command = [sys.executable, "-X", "importtime", "-m", "fleet", "simulate", "--out", "run"]
