@@ -51,7 +51,7 @@ class Delivery:
         self._key = key
         self._clock = clock
         self._record = record
-        self._noise_std = Budget(settings.privacy.epsilon, settings.privacy.delta, task.unit.group).noise_multiplier(1)
+        self._noise_std = Budget(settings.privacy.epsilon, settings.privacy.delta, task.unit.group).report_noise
 
     def finish(self) -> None:
         """Make release 0, unless it is there; finish what a crash or an error cut short."""
@@ -99,9 +99,8 @@ class Delivery:
         if running is None:
             return None
         release, state = running
-        quota = release.shadow_windows if state.phase is Phase.SHADOW else release.probation_windows
         expires = self._clock() + INSTRUCTION_LIFE
-        return ReportInstruction(self._task, expires, release.number, state.watch, quota)
+        return ReportInstruction(self._task, expires, release.number, state.watch, release.quota(state.watch))
 
     def sealed(self, instruction: ReportInstruction) -> Sealed:
         """The instruction, signed."""
@@ -136,8 +135,7 @@ class Delivery:
                 continue
             counts = self._releases.counts(state.release, state.watch)
             given = [counts[name] for name in asked if name in counts]
-            quota = release.shadow_windows if state.phase is Phase.SHADOW else release.probation_windows
-            evidence = Pooled.of(given, quota=quota, noise_std=self._noise_std)
+            evidence = Pooled.of(given, quota=release.quota(state.watch), noise_std=self._noise_std)
             judged = judge(state, evidence, asked=len(asked), settings=self._settings, now=self._clock())
             if judged == state:
                 return

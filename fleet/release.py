@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from fleet.errors import SignatureError
+from fleet.messages import Watch
 from fleet.signing import canonical, sha256
 
 ROLLOUT_PATH = "rollout/stable.json"
@@ -71,6 +72,10 @@ class Release(_Manifest):
     shadow_windows: int
     probation_windows: int
     withdraws: int = 0
+
+    def quota(self, watch: Watch) -> int:
+        """Labelled windows that a node's report of this stage takes."""
+        return self.shadow_windows if watch is Watch.SHADOW else self.probation_windows
 
 
 @dataclass(frozen=True, slots=True)

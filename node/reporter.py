@@ -4,7 +4,6 @@ import sqlite3
 from typing import TYPE_CHECKING
 
 from fleet.messages import Report, ReportInstruction, Watch
-from fleet.privacy.gaussian import Budget
 from fleet.privacy.release import Noise
 from fleet.signing import Sealed
 from node.ledger import Ledger
@@ -55,7 +54,7 @@ class Reporter:
         paid for it, or has neither and draws other noise when it is asked again.
         """
         name = f"{instruction.watch}/{instruction.release}"
-        multiplier = report_noise(self._ledger.budget)
+        multiplier = self._ledger.budget.report_noise
         with transaction(self._store):
             self._ledger.enter(f"live/{name}", noise_multiplier=multiplier, releases=1, purpose="report")
             sealed = self._report(instruction, pairs, multiplier).sealed(self._key)
@@ -85,8 +84,3 @@ class Reporter:
         query = "select body, signature from report where release = ? and watch = ?"
         row = self._store.execute(query, (release, watch.value)).fetchone()
         return Sealed(*row) if row else None
-
-
-def report_noise(budget: Budget) -> float:
-    """Noise standard deviation on each count of a report: one report spends the whole budget of its windows."""
-    return budget.noise_multiplier(1)

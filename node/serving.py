@@ -129,7 +129,7 @@ class Serving:
             skips_shadow=release.withdraws > 0 and release.artifact in self._served_before(number),
             harm=harm_evidence(pair.harm for pair in pairs),
             windows=len(pairs),
-            quota=release.shadow_windows if watch is Watch.SHADOW else release.probation_windows,
+            quota=release.quota(watch),
         )
         return next_stage(stage, signs)
 

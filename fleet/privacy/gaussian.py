@@ -74,6 +74,11 @@ class Budget:
         mu = Fraction(mu_of(self.epsilon, self.delta)) / self.group
         return min(math.floor(MU2_UNIT * mu**2), _HIGHEST_MU2)
 
+    @property
+    def report_noise(self) -> float:
+        """Noise standard deviation on each count of a report: one report spends the whole budget of its windows."""
+        return self.noise_multiplier(1)
+
     def noise_multiplier(self, releases: int) -> float:
         """σ such that ``releases`` charges fit under the cap, as tightly as integers allow; 0 without privacy.
 

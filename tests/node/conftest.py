@@ -19,9 +19,10 @@ from fleet.errors import SignatureError
 from fleet.quantization import Template
 from fleet.release import Release
 from fleet.signing import sha256
-from fleet.task import PrivacyUnit, Signature, Task, Training, Windows, layout_of
+from fleet.task import Signature, Task, Windows, layout_of
 from fleet.weights import Flat
 from node.store import open_store
+from tests import toy_task
 
 
 @pytest.fixture
@@ -40,14 +41,7 @@ def build_model() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 4), nn.Hardtanh(), nn.Linear(4, 2))
 
 
-TASK = Task(
-    name="toy",
-    model=build_model,
-    signature=Signature("x", (2,), -1.0, 1.0, ("left", "right")),
-    unit=PrivacyUnit("a point"),
-    training=Training(learning_rate=0.5, examples=10),
-    devices=dict,
-)
+TASK = replace(toy_task.TASK, model=build_model)
 
 
 @dataclass

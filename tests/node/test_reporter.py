@@ -19,7 +19,7 @@ from fleet.privacy.release import Noise
 from fleet.signing import Sealed, unseal
 from fleet.task import Signature
 from node.ledger import Ledger
-from node.reporter import Reporter, report_noise
+from node.reporter import Reporter
 from node.shadow import Shadow
 from node.store import open_store
 
@@ -137,7 +137,7 @@ def test_I4_a_report_is_charged_durably_before_it_leaves_the_node(tmp_path: Path
     assert node.reporter.answer(ask()) is not None
     assert on_disk() == (1, 1)
     assert node.ledger.charges() == [("live/shadow/2", node.ledger.budget.cap_mu2)]
-    assert noise.asked == [(2, report_noise(BUDGET))]
+    assert noise.asked == [(2, BUDGET.report_noise)]
 
 
 def test_a_report_spends_the_budget_of_its_windows_and_no_more(node: Node) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.node.conftest import Toy
+from tests.toy_task import TASK
 from tests.transports.networks import Embedded, InProcess, Network, Node
 from tests.transports.stock_network import Stock
-from tests.transports.toy_task import TASK
 
 TRANSPORTS = [
     pytest.param(InProcess, id="in-process"),

@@ -43,9 +43,9 @@ from node.visit import visit
 from simulations.grid import Fate, InProcessGrid
 from tests.coordinator.conftest import key_of
 from tests.node.conftest import Toy
-from tests.transports.toy_task import TASK
+from tests.toy_task import TASK
 
-REFERENCE = "tests.transports.toy_task:TASK"
+REFERENCE = "tests.toy_task:TASK"
 SETTINGS = Settings().changed(
     task={"file": REFERENCE},
     privacy={"planned_releases": 60, "partition_examples": 10},
