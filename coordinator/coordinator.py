@@ -23,7 +23,6 @@ from fleet.enrolment import Welcome
 from fleet.errors import RefusedError, TamperedError
 from fleet.events import Record, ignore
 from fleet.messages import UpdateInstruction
-from fleet.privacy.gaussian import Budget
 from fleet.settings import Settings
 from fleet.signing import Sealed
 from fleet.task import Task
@@ -66,7 +65,7 @@ class Coordinator:
         self._clock = clock
         self._record = record
         self._server_step = ServerStep(settings.round)
-        self._budget = Budget(settings.privacy.epsilon, settings.privacy.delta, task.unit.group)
+        self._budget = settings.privacy.budget(task.unit.group)
 
     @property
     def instruction_key(self) -> Ed25519PublicKey:

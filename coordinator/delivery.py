@@ -18,7 +18,6 @@ from fleet.errors import RefusedError, TaskError, UsageError
 from fleet.events import Record
 from fleet.evidence import Pooled
 from fleet.messages import ReportInstruction
-from fleet.privacy.gaussian import Budget
 from fleet.release import Release, Rollout, wave_threshold
 from fleet.settings import Settings
 from fleet.signing import Sealed
@@ -51,7 +50,7 @@ class Delivery:
         self._key = key
         self._clock = clock
         self._record = record
-        self._noise_std = Budget(settings.privacy.epsilon, settings.privacy.delta, task.unit.group).report_noise
+        self._noise_std = settings.privacy.budget(task.unit.group).report_noise
 
     def finish(self) -> None:
         """Make release 0, unless it is there; finish what a crash or an error cut short."""

@@ -12,7 +12,6 @@ from fleet.enrolment import check_name
 from fleet.errors import BudgetError, FleetError, InputError, TaskError, UsageError
 from fleet.evidence import ROLLBACK_EVIDENCE, fewest_harmed
 from fleet.overlaps import most_windows
-from fleet.privacy.gaussian import Budget
 from fleet.settings import Settings
 from fleet.task import Recording, Task, Windows, weights_of
 from fleet.weights import Flat
@@ -299,7 +298,7 @@ def _probation(settings: Settings) -> Iterator[Finding]:
 
 def _noise(task: Task, settings: Settings) -> Iterator[Finding]:
     privacy, examples = settings.privacy, task.training.examples
-    budget = Budget(privacy.epsilon, privacy.delta, task.unit.group)
+    budget = privacy.budget(task.unit.group)
     try:
         noise_multiplier = budget.noise_multiplier(privacy.planned_releases)
     except BudgetError as error:

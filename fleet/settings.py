@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fleet.errors import SettingsError
+from fleet.privacy.gaussian import Budget
 
 ENVIRONMENT_PREFIX = "EDGEFLEET_"
 FOLDERS = {"EDGEFLEET_COORDINATOR", "EDGEFLEET_NODE"}  # no settings: whose apps a stock Flower runs
@@ -47,6 +48,10 @@ class PrivacySettings:
             raise SettingsError(f"privacy.clipping_norm: {self.clipping_norm} must lie between 1e-6 and 1e6")
         if self.planned_releases < 1 or self.partition_examples < 1:
             raise SettingsError("privacy: planned_releases and partition_examples must be 1 or more")
+
+    def budget(self, group: int) -> Budget:
+        """What a partition may cost, where one unit lies in up to ``group`` examples."""
+        return Budget(self.epsilon, self.delta, group)
 
 
 @dataclass(frozen=True, slots=True)

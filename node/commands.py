@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleet.errors import TrustError, UsageError
+from fleet.errors import UsageError
 from fleet.output import Format
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ def run(
     ] = None,
 ) -> None:
     """Answer, learn and keep releases up to date, until interrupted."""
-    if not (folder / "node.db").exists():
-        raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
+    from node.identity import require_node
+
+    require_node(folder)
     daily_bytes = round(daily_megabytes * 1e6) if daily_megabytes else None
     order = {
         "folder": str(folder),

@@ -4,21 +4,19 @@ import importlib.util
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fleet.errors import ClockError, FleetError, LinkError, RefusedError, TamperedError, TrustError
-from fleet.privacy.gaussian import Budget
-from node.coordinator_client import CoordinatorClient, CoordinatorClock
+from fleet.task import Task
+from node.coordinator_client import CoordinatorClock
+from node.enrolled import Enrolled, enrolled
 from node.errand import code_of
-from node.identity import Identity
 from node.ledger import Ledger
-from node.membership import Membership
 from node.promotion import StageLog
 from node.slots import Slots
-from node.store import open_store
-from node.transport import Transport
 
 LEAST_FREE_BYTES = 200_000_000
 WORTH_TELLING_S = 5.0  # Flower refuses a node that is as fast as this
@@ -39,23 +37,15 @@ def examine(folder: Path) -> list[Finding]:
     Raises:
         TrustError: The folder belongs to no node.
     """
-    if not (folder / "node.db").exists():
-        raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
-    store = open_store(folder / "node.db")
-    try:
-        identity, membership = Identity.load(store), Membership.load(store)
-        if identity is None or membership is None:
-            raise TrustError(f"{folder} was never enrolled: 'edgefleet node enrol INVITATION' goes on with it")
+    with enrolled(folder) as node:
         parts: dict[str, Callable[[], str]] = {
-            "ledger": lambda: _ledger(Ledger(store, _budget(identity))),
-            "releases": lambda: _releases(StageLog(store), Slots(folder / "slots")),
+            "ledger": lambda: _ledger(Ledger(node.store, node.identity.budget)),
+            "releases": lambda: _releases(StageLog(node.store), Slots(folder / "slots")),
             "disk": lambda: _disk(folder),
-            "learning": lambda: _learning(membership, identity),
-            "coordinator": lambda: _coordinator(membership, identity),
+            "learning": lambda: _learning(node.membership.reference, node.identity.task),
+            "coordinator": lambda: _coordinator(node),
         }
         return list(_findings(parts))
-    finally:
-        store.close()
 
 
 def _findings(parts: dict[str, Callable[[], str]]) -> Iterator[Finding]:
@@ -80,11 +70,6 @@ def _advice(error: Exception) -> str:
     return ""
 
 
-def _budget(identity: Identity) -> Budget:
-    privacy = identity.settings.privacy
-    return Budget(privacy.epsilon, privacy.delta, identity.task.unit.group)
-
-
 def _ledger(ledger: Ledger) -> str:
     head = ledger.verify()
     return f"{head.seq} charges, epsilon {ledger.epsilon():.3f} of {ledger.budget.epsilon:g}"
@@ -106,24 +91,20 @@ def _disk(folder: Path) -> str:
     return f"{free / 1e9:.1f} GB are free"
 
 
-def _learning(membership: Membership, identity: Identity) -> str:
-    if not membership.reference:
+def _learning(reference: str, pinned: Task) -> str:
+    if not reference:
         return "this node only answers: it was enrolled without --task"
     if missing := [name for name in ("torch", "opacus", "flwr") if importlib.util.find_spec(name) is None]:
         raise FleetError(f"{', '.join(missing)} missing: pip install 'edgefleet[train]'")
-    code_of(membership.reference, identity.task)
-    return f"{membership.reference} is the task"
+    code_of(reference, pinned)
+    return f"{reference} is the task"
 
 
-def _coordinator(membership: Membership, identity: Identity) -> str:
-    transport = Transport(membership.url, authority=membership.authority or None)
-    try:
-        clock = CoordinatorClock(lambda: datetime.now(UTC))
+def _coordinator(node: Enrolled) -> str:
+    clock = CoordinatorClock(lambda: datetime.now(UTC))
+    with closing(node.transport()) as transport:
         offset_s = clock.synchronise(transport).total_seconds()
-        client = CoordinatorClient(transport, clock, node=identity.name, key=identity.key)
-        standing = client.standing()
-    finally:
-        transport.close()
+        standing = node.client(clock, transport).standing()
     skew = f"; this clock is {abs(offset_s):.0f} s {'slow' if offset_s > 0 else 'fast'}, which is corrected for"
     open_round = f"round {standing.round} is open" if standing.round is not None else "no round is open"
-    return f"{membership.url} answers, {open_round}{skew if abs(offset_s) >= WORTH_TELLING_S else ''}"
+    return f"{node.membership.url} answers, {open_round}{skew if abs(offset_s) >= WORTH_TELLING_S else ''}"

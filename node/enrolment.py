@@ -15,7 +15,7 @@ from fleet.signing import sha256
 from node.agent import Agent
 from node.coordinator_client import CoordinatorClient, CoordinatorClock, enrol
 from node.fetcher import HttpFetcher
-from node.identity import Identity
+from node.identity import Identity, read_identity
 from node.membership import Membership
 from node.provisioning import provision
 from node.store import open_store
@@ -49,7 +49,7 @@ def join(
     transport = Transport(membership.url, authority=membership.authority or None)
     corrected = CoordinatorClock(clock)
     client = CoordinatorClient(transport, corrected, node=name, key=membership.key)
-    identity = _identity(folder) or _enrolled(folder, transport, corrected, invitation, membership)
+    identity = read_identity(folder) or _enrolled(folder, transport, corrected, invitation, membership)
     if (epsilon := identity.settings.privacy.epsilon) > max_epsilon:
         raise UsageError(f"this fleet spends epsilon {epsilon:g}, --max-epsilon is {max_epsilon:g}: it was not joined")
     return provision(
@@ -81,14 +81,6 @@ def _membership(folder: Path, invitation: Invitation, reference: str) -> tuple[M
         )
         membership.save(store)
         return membership, invitation.name
-    finally:
-        store.close()
-
-
-def _identity(folder: Path) -> Identity | None:
-    store = open_store(folder / "node.db")
-    try:
-        return Identity.load(store)
     finally:
         store.close()
 

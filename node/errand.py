@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from fleet import task
-from fleet.errors import FleetError, TaskError, TrustError
+from fleet.errors import FleetError, TaskError
 from fleet.events import EventLog
 from fleet.messages import UpdateInstruction
 from fleet.task import Task
 from node.agent import Agent
 from node.allowance import Allowance
-from node.coordinator_client import CoordinatorClient, CoordinatorClock
+from node.coordinator_client import CoordinatorClock
+from node.enrolled import enrolled
 from node.fetcher import HttpFetcher
-from node.identity import Identity
 from node.learning import Learning
-from node.membership import Membership
-from node.store import open_store
-from node.transport import Transport
 from node.workshop import InProcess
 
 NICENESS = 10
@@ -46,23 +43,19 @@ def main() -> None:
 
 def _run(order: dict[str, Any]) -> dict[str, Any]:
     folder = Path(order["folder"])
-    store = open_store(folder / "node.db")
-    identity, membership = Identity.load(store), Membership.load(store)
-    if identity is None or membership is None:
-        raise TrustError(f"{folder} was never enrolled")
     clock = CoordinatorClock(lambda: datetime.now(UTC))
     clock.offset = timedelta(seconds=order["offset_s"])
-    allowance = Allowance(store, order["daily_bytes"], clock)
-    transport = Transport(membership.url, authority=membership.authority or None, spend=allowance.spend)
-    client = CoordinatorClient(transport, clock, node=identity.name, key=identity.key)
-    workshop = InProcess(HttpFetcher(client))
-    record = EventLog(folder / "events.jsonl", clock).record(identity.name)
     wish = UpdateInstruction.of(order["wish"]) if order["wish"] else None
-    if wish:
-        workshop.learn(Learning(folder, code_of(membership.reference, identity.task), clock=clock), wish)
-        return {}
-    rollout = workshop.pull(Agent(folder, identity.task, workshop=workshop, clock=clock, record=record))
-    return {"rollout": asdict(rollout) if rollout else None}
+    with enrolled(folder) as node:
+        task, allowance = node.identity.task, Allowance(node.store, order["daily_bytes"], clock)
+        client = node.client(clock, node.transport(spend=allowance.spend))
+        workshop = InProcess(HttpFetcher(client))
+        if wish:
+            workshop.learn(Learning(folder, code_of(node.membership.reference, task), clock=clock), wish)
+            return {}
+        record = EventLog(folder / "events.jsonl", clock).record(node.identity.name)
+        rollout = workshop.pull(Agent(folder, task, workshop=workshop, clock=clock, record=record))
+        return {"rollout": asdict(rollout) if rollout else None}
 
 
 def code_of(reference: str, pinned: Task) -> Task:

@@ -2,14 +2,17 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fleet.errors import SettingsError, TamperedError, TaskError
+from fleet.errors import SettingsError, TamperedError, TaskError, TrustError
+from fleet.privacy.gaussian import Budget
 from fleet.settings import Settings
 from fleet.signing import canonical
 from fleet.task import Task
-from node.store import transaction
+from node.store import open_store, transaction
 
 if TYPE_CHECKING:  # a node that only answers neither signs nor verifies, and has 7 MB less to hold
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -55,6 +58,11 @@ class Identity:
 
         return Ed25519PublicKey.from_public_bytes(self.pinned)
 
+    @property
+    def budget(self) -> Budget:
+        """What a partition of the node's data may cost."""
+        return self.settings.privacy.budget(self.task.unit.group)
+
     def save(self, store: sqlite3.Connection) -> None:
         """Pin this identity, once.
 
@@ -97,6 +105,26 @@ class Identity:
             )
         except (KeyError, ValueError, SettingsError, TaskError) as error:
             raise TamperedError(f"identity: {error} is missing or wrong") from error
+
+
+def read_identity(folder: Path) -> Identity | None:
+    """The identity pinned in a node's folder; None if the node was never provisioned.
+
+    Raises:
+        TamperedError: Parts of it are missing.
+    """
+    with closing(open_store(folder / "node.db")) as store:
+        return Identity.load(store)
+
+
+def require_node(folder: Path) -> None:
+    """Look whether a folder is a node's, before its store would be made.
+
+    Raises:
+        TrustError: It is not.
+    """
+    if not (folder / "node.db").exists():
+        raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
 
 
 def _key(stored: bytes) -> bytes:

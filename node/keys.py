@@ -1,14 +1,11 @@
 """A node's key for Flower in files, for a stock SuperNode: our own link reads it from the node's store."""
 
-from contextlib import closing
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from fleet import durable
-from fleet.errors import TrustError
-from node.membership import Membership
-from node.store import open_store
+from node.enrolled import enrolled
 
 PRIVATE, PUBLIC = "flower_key", "flower_key.pub"
 
@@ -19,13 +16,8 @@ def write(folder: Path) -> tuple[Path, Path]:
     Raises:
         TrustError: The folder was never enrolled.
     """
-    membership = None
-    if (folder / "node.db").exists():
-        with closing(open_store(folder / "node.db")) as store:
-            membership = Membership.load(store)
-    if membership is None:
-        raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
-    key, private, public = membership.flower_key, folder / PRIVATE, folder / PUBLIC
+    with enrolled(folder) as node:
+        key, private, public = node.membership.flower_key, folder / PRIVATE, folder / PUBLIC
     durable.write(private, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), mode=0o600)
     durable.write(public, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
     return private, public

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 from fleet.errors import TrustError
-from fleet.privacy.gaussian import Budget
 from fleet.task import Task
 from node.buffer import Buffer
 from node.floors import SqliteFloors
@@ -30,15 +29,14 @@ class Learning:
         identity = Identity.load(self._store)
         if identity is None:
             raise TrustError(f"{folder} was never provisioned")
-        privacy = identity.settings.privacy
-        budget = Budget(privacy.epsilon, privacy.delta, task.unit.group)
         self.folder = folder
         self.identity = identity
         self.task = task
         self.clock = clock
         self.floors = SqliteFloors(self._store)
-        self.ledger = Ledger(self._store, budget)
-        self.buffer = Buffer(self._store, task.signature, partition_size=privacy.partition_examples)
+        self.ledger = Ledger(self._store, identity.budget)
+        size = identity.settings.privacy.partition_examples
+        self.buffer = Buffer(self._store, task.signature, partition_size=size)
 
     @cached_property
     def outbox(self) -> Outbox:

@@ -17,7 +17,7 @@ from node.agent import Agent
 from node.desk import Desk
 from node.gauges import NodeGauges
 from node.http_server import HttpServer
-from node.identity import Identity
+from node.identity import read_identity
 from node.learning import Learning
 from node.local_api import LocalApi
 from node.store import open_store
@@ -43,9 +43,9 @@ class Resident:
     """
 
     def __init__(self, folder: Path, *, listen: str, online: bool, daily_bytes: int | None, version: str) -> None:
-        identity = _identity(folder)
+        identity = read_identity(folder)
         if identity is None:
-            raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
+            raise TrustError(f"{folder} was never enrolled: 'edgefleet node enrol INVITATION' goes on with it")
         hands = _hands(daily_bytes) if online else None
         clock = hands[0] if hands else _now
         self._children = hands[1] if hands else None
@@ -127,37 +127,27 @@ class Resident:
         from fleet.flwr_compat import FleetApi, quieten
         from node.allowance import Allowance
         from node.client_app import client_app
-        from node.coordinator_client import CoordinatorClient
+        from node.enrolled import Enrolled
         from node.link import FlowerPost, Link
         from node.membership import Membership
-        from node.transport import Transport
 
         quieten()
         store = open_store(self.agent.folder / "node.db")  # no other thread uses this connection
-        identity, membership = self.agent.identity, Membership.load(store)
+        membership = Membership.load(store)
         if membership is None:
             raise TrustError(f"{self.agent.name} knows no coordinator: run it with --offline")
-        allowance = Allowance(store, daily_bytes, clock)
-        transport = Transport(membership.url, authority=membership.authority or None, spend=allowance.spend)
-        client = CoordinatorClient(transport, clock, node=identity.name, key=identity.key)
+        node = Enrolled(store, self.agent.identity, membership)
+        transport = node.transport(spend=Allowance(store, daily_bytes, clock).spend)
         return Link(
             FleetApi(FlowerPost(transport, membership.flower_key, clock)),
             client_app(self.agent),
             public_key=pem(membership.flower_key.public_key()),
             clock=clock,
-            standing=client.standing,
+            standing=node.client(clock, transport).standing,
             chance=random.random,
-            node_id=identity.flower_id or None,
+            node_id=node.identity.flower_id or None,
             record=self._record,
         )
-
-
-def _identity(folder: Path) -> Identity | None:
-    store = open_store(folder / "node.db")
-    try:
-        return Identity.load(store)
-    finally:
-        store.close()
 
 
 def _now() -> datetime:

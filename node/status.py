@@ -1,14 +1,14 @@
 """How a node stands, read from its folder."""
 
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fleet.errors import TrustError
-from fleet.privacy.gaussian import Budget
 from node.buffer import Buffer
-from node.identity import Identity
+from node.identity import Identity, require_node
 from node.ledger import Ledger
 from node.membership import Membership
 from node.promotion import StageLog
@@ -22,21 +22,17 @@ def status(folder: Path) -> dict[str, Any]:
         TamperedError: The store or the ledger was altered.
         TrustError: The folder belongs to no node.
     """
-    if not (folder / "node.db").exists():
-        raise TrustError(f"{folder} is no node of a fleet yet: 'edgefleet node enrol INVITATION' makes it one")
-    store = open_store(folder / "node.db")
-    try:
+    require_node(folder)
+    with closing(open_store(folder / "node.db")) as store:
         identity, membership = Identity.load(store), Membership.load(store)
         if identity is None:
             raise TrustError(f"{folder} was never enrolled: 'edgefleet node enrol INVITATION' goes on with it")
         return _of(store, identity, membership)
-    finally:
-        store.close()
 
 
 def _of(store: sqlite3.Connection, identity: Identity, membership: Membership | None) -> dict[str, Any]:
     privacy = identity.settings.privacy
-    ledger = Ledger(store, Budget(privacy.epsilon, privacy.delta, identity.task.unit.group))
+    ledger = Ledger(store, identity.budget)
     stages = StageLog(store)
     active, previous = stages.serving()
     candidate = stages.candidate()

@@ -4,18 +4,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from fleet.errors import LinkError, TrustError
+from fleet.errors import LinkError
 from fleet.events import EventLog
 from fleet.messages import UpdateInstruction
 from node.agent import Agent
 from node.coordinator_client import CoordinatorClient, CoordinatorClock
+from node.enrolled import enrolled
 from node.errand import code_of
 from node.fetcher import HttpFetcher
-from node.identity import Identity
 from node.learning import Learning
-from node.membership import Membership
-from node.store import open_store
-from node.transport import Transport
 from node.workshop import InProcess
 
 
@@ -50,17 +47,12 @@ def visit(folder: Path, clock: CoordinatorClock) -> Iterator[Agent]:
     Raises:
         TrustError: The folder was never enrolled.
     """
-    with closing(open_store(folder / "node.db")) as store:
-        identity, membership = Identity.load(store), Membership.load(store)
-    if identity is None or membership is None:
-        raise TrustError(f"{folder} was never enrolled")
-    with closing(Transport(membership.url, authority=membership.authority or None)) as transport:
+    with enrolled(folder) as node, closing(node.transport()) as transport:
         with suppress(LinkError):
             clock.synchronise(transport)
-        client = CoordinatorClient(transport, clock, node=identity.name, key=identity.key)
-        record = EventLog(folder / "events.jsonl", clock).record(identity.name)
+        record = EventLog(folder / "events.jsonl", clock).record(node.identity.name)
         with (
-            closing(Visit(client, membership.reference)) as workshop,
-            closing(Agent(folder, identity.task, workshop=workshop, clock=clock, record=record)) as agent,
+            closing(Visit(node.client(clock, transport), node.membership.reference)) as workshop,
+            closing(Agent(folder, node.identity.task, workshop=workshop, clock=clock, record=record)) as agent,
         ):
             yield agent

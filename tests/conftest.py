@@ -1,10 +1,14 @@
-"""What all tests share: a disk that is soon full."""
+"""What all tests share: examples that are the same every time, and a disk that is soon full."""
 
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fleet", deadline=None, derandomize=True)  # no test is timed, and every run is the same
+settings.load_profile("fleet")
 
 
 @pytest.fixture

@@ -23,9 +23,8 @@ from fleet.signing import Sealed, sha256, unseal
 from fleet.task import Recording, Windows
 from node.agent import Agent
 from node.client_app import Participant
-from node.identity import Identity
+from node.identity import read_identity
 from node.outbox import Parcel
-from node.store import open_store
 from simulations.script import Script
 from simulations.stories.story import Figure, Story, accuracy
 from simulations.world import World
@@ -254,9 +253,7 @@ def _mislabelled(seen: Recording, top: int) -> Recording:
 
 
 def _key(folder: Path) -> Ed25519PrivateKey:
-    store = open_store(folder / "node.db")
-    identity = Identity.load(store)
-    store.close()
+    identity = read_identity(folder)
     if identity is None:
         raise TamperedError(f"{folder} was never provisioned")
     return identity.key

@@ -111,7 +111,7 @@ def weight_vectors(draw: st.DrawFn, layout: Layout) -> Flat:
 
 
 @models
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_patching_gives_the_bytes_of_quantize_static(name: str, data: st.DataObject) -> None:
     template = registered(name).template
@@ -126,7 +126,7 @@ def test_patching_gives_the_bytes_of_quantize_static(name: str, data: st.DataObj
 
 
 @models
-@settings(max_examples=1, deadline=None, derandomize=True)
+@settings(max_examples=1)
 @given(seed=st.integers(0, 2**32))
 def test_patching_gives_the_bytes_of_a_fresh_export(name: str, seed: int) -> None:
     template = registered(name).template

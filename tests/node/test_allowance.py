@@ -62,7 +62,7 @@ def test_a_day_seen_twice_by_a_clock_that_went_back_is_not_granted_twice(store: 
     assert allowance.spent
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 40_000), max_size=60), st.integers(1, 500_000), st.data())
 def test_restarts_and_a_second_process_never_grant_a_byte(
     tmp_path_factory: pytest.TempPathFactory, counts: list[int], limit: int, data: st.DataObject

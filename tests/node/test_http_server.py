@@ -189,7 +189,7 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_there_and_the_refusal_a
 
 
 @given(st.binary(max_size=300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_any_bytes_are_answered_or_refused_and_hurt_nobody_else(shared: Served, data: bytes) -> None:
     reply = shared.says(data + b"\r\n\r\n")
     assert reply.startswith(b"HTTP/1.1 ")
