@@ -5,16 +5,16 @@ SuperLink whose run this is. The run ends when the planned rounds are played and
 """
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from coordinator.api.problems import response
 from coordinator.reply import Longest
 from coordinator.serve import Plan, serving
+from coordinator.waiting_grid import WaitingGrid
 from fleet import flwr_compat
 from fleet.errors import UsageError
 from fleet.flwr_compat import Run
@@ -59,12 +59,12 @@ class StockSuperLink:
         return StockGrid(self._grid, wait)
 
 
-class StockGrid(Grid):
+class StockGrid(WaitingGrid):
     """Flower's Grid with our ids of the nodes."""
 
     def __init__(self, grid: Grid, wait: Callable[[], None]) -> None:
+        super().__init__(wait)
         self._grid = grid
-        self._wait = wait
         self._ours: dict[int, int] = {}  # by Flower's
 
     def set_run(self, run: Run) -> None:
@@ -75,12 +75,6 @@ class StockGrid(Grid):
     def run(self) -> Run:
         """The run being played."""
         return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message, by Flower's older way."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Our ids of the nodes that are online."""
@@ -99,18 +93,6 @@ class StockGrid(Grid):
         for reply in self._grid.pull_messages(wanted) if wanted else []:
             flwr_compat.ascribe(reply, self._ours.get(reply.metadata.src_node_id, 0))
             yield reply
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push messages, and hand over replies as they come, until all are there or it takes too long."""
-        asked = {id_ for id_ in self.push_messages(messages) if id_}
-        end = time.monotonic() + (float("inf") if timeout is None else timeout)
-        while asked:
-            for reply in self.pull_messages(asked):
-                asked.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if not asked or time.monotonic() >= end:
-                return
-            self._wait()
 
     def forget(self) -> None:
         """Nothing: a question without an answer expires."""

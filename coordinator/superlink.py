@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import (
     NOOP_ACCOUNT_NAME,
@@ -22,7 +22,6 @@ from flwr.common.constant import (
     Status,
     SubStatus,
 )
-from flwr.serverapp import Grid
 from flwr.supercore import date
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -45,6 +44,7 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 
 from coordinator.reply import Longest
+from coordinator.waiting_grid import WaitingGrid
 from fleet import flwr_compat
 from fleet.errors import LinkError
 from fleet.flwr_compat import Run
@@ -107,15 +107,15 @@ class SuperLink:
         return EmbeddedGrid(self._state, wait=wait, longest=longest)
 
 
-class EmbeddedGrid(Grid):
+class EmbeddedGrid(WaitingGrid):
     """Flower's Grid over the state beside it, without a network in between.
 
     Only replies whose every object has arrived are handed over, so that one slow upload holds nobody up.
     """
 
     def __init__(self, state: Any, *, wait: Callable[[], None], longest: Longest) -> None:
+        super().__init__(wait)
         self._state = state
-        self._wait = wait
         self._longest = longest
         self._pending: set[str] = set()
         self._arriving: dict[str, Message] = {}
@@ -131,12 +131,6 @@ class EmbeddedGrid(Grid):
     def run(self) -> Run:
         """The run being played."""
         return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message, by Flower's older way."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Ids of the nodes whose heartbeat is fresh."""
@@ -164,18 +158,6 @@ class EmbeddedGrid(Grid):
                 self._state.delete_messages(message_ins_ids={asked})  # not before: its sender may have to send again
                 self._state.object_store.delete(reply.metadata.message_id)
                 yield whole
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push messages, and hand over replies as they come, until all are there or it takes too long."""
-        asked = {id_ for id_ in self.push_messages(list(messages)) if id_}
-        end = time.monotonic() + (float("inf") if timeout is None else timeout)
-        while asked:
-            for reply in self.pull_messages(asked):
-                asked.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if not asked or time.monotonic() >= end:
-                return
-            self._wait()
 
     def forget(self) -> None:
         """Take back every question without an answer: its round is over."""

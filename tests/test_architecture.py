@@ -17,6 +17,7 @@ ALLOWED = {
         "coordinator/server_app.py",
         "coordinator/strategy.py",
         "coordinator/flower_app.py",
+        "coordinator/waiting_grid.py",
         "node/client_app.py",
         "node/link.py",
         "simulations/grid.py",
