@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 import typer
 
-from benchmarks.central import Forest
+from benchmarks import central
 from benchmarks.fold import accuracy
 from benchmarks.learning import Learning
 from coordinator.requantizer import register
@@ -34,6 +34,7 @@ from simulations.smartwatch import PERSONS, Features, Model, constants, smartwat
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 RATES = (10.0, 20.0, 30.0, 50.0, 80.0)
 LIMITS = (5.0, 9.0, 13.0, 20.0, 30.0)
+INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 FLEET = 16  # devices of a fold
 GROUPS = {
     "means": slice(0, 6),
@@ -92,6 +93,11 @@ def forest() -> None:
     _compare("forest, features and leaf", grid)
 
 
+def linear() -> None:
+    """The central logistic regression's inverse penalty: fitted to one wrist, judged on the other."""
+    _compare("logistic regression, C", {f"{value:g}": partial(_linear, value) for value in INVERSE_PENALTIES})
+
+
 def steps() -> None:
     """How long steps are: a fleet of one wrist 16 times, with a fleet's noise, judged on new windows.
 
@@ -107,11 +113,11 @@ def steps() -> None:
         _compare(f"epsilon {epsilon:g}, noise limit", {k: partial(_learned, epsilon, v) for k, v in grid.items()})
 
 
-QUESTIONS = {"decay": decay, "mirror": mirror, "features": features, "forest": forest, "steps": steps}
+QUESTIONS = {"decay": decay, "mirror": mirror, "features": features, "forest": forest, "linear": linear, "steps": steps}
 
 
 def main(
-    questions: Annotated[list[str] | None, typer.Argument(help="decay mirror features forest steps")] = None,
+    questions: Annotated[list[str] | None, typer.Argument(help="decay mirror features forest linear steps")] = None,
 ) -> None:
     """Ask the donors, all questions or some."""
     torch.set_num_threads(1)
@@ -160,7 +166,14 @@ def _without(columns: slice, fold: int) -> float:
 
 def _forest(share: float | str, leaf: int, fold: int) -> float:
     pairs = [(_all(wrists.first), _all(wrists.second)) for wrists in _wrists(fold)]
-    return float(np.mean([Forest(a, 0, max_features=share, min_samples_leaf=leaf).accuracy(b) for a, b in pairs]))
+    return float(
+        np.mean([central.forest(a, 0, max_features=share, min_samples_leaf=leaf).accuracy(b) for a, b in pairs])
+    )
+
+
+def _linear(inverse_penalty: float, fold: int) -> float:
+    pairs = [(_all(wrists.first), _all(wrists.second)) for wrists in _wrists(fold)]
+    return float(np.mean([central.linear(a, inverse_penalty).accuracy(b) for a, b in pairs]))
 
 
 def _learned(epsilon: float, training: Training, fold: int) -> float:

@@ -43,6 +43,10 @@ class Buffer:
         """Numbers of the partitions, oldest first."""
         return [row[0] for row in self._store.execute("select distinct partition from example order by partition")]
 
+    def is_full(self, partition: int) -> bool:
+        """Whether no further example will go to a partition."""
+        return len(self) >= (partition + 1) * self._partition_size
+
     def examples(self, partition: int) -> Windows:
         """All examples of one partition, in order of arrival."""
         query = "select x, y from example where partition = ? order by seq"

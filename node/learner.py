@@ -60,9 +60,12 @@ class Learner:
         return delta, mu2
 
     def _charge(self, partitions: list[int], releases: int, noise_multiplier: float) -> tuple[int, int]:
-        """Charge the newest partition that can pay; which one it is follows from counts alone, not from values."""
+        """Charge the newest full partition that can pay, or else the one being filled.
+
+        One that has just begun would spend its budget on noise. Which it is follows from counts alone, not from values.
+        """
         refusal = BudgetError("no partition")
-        for partition in reversed(partitions):
+        for partition in sorted(partitions, key=lambda number: (self._buffer.is_full(number), number), reverse=True):
             try:
                 mu2 = self._ledger.charge(
                     f"train/{partition}", noise_multiplier=noise_multiplier, releases=releases, purpose="session"

@@ -250,6 +250,18 @@ def test_new_data_is_learned_from_first_and_old_data_with_what_it_has_left(tmp_p
     assert charged == ["train/0", "train/1", "train/1", "train/0"]
 
 
+@pytest.mark.parametrize("begun", [1, 4])
+def test_a_partition_that_has_just_begun_does_not_spend_its_budget_while_a_full_one_can_pay(
+    tmp_path: Path, begun: int
+) -> None:
+    node = Node(tmp_path / "node.db", Known(), partition_size=5)
+    node.buffer.keep(points(5 + begun))
+    for _ in range(3):
+        node.learn(releases=2)
+    charged = [row[0] for row in node.store.execute("select partition from charge order by seq")]
+    assert charged == ["train/0", "train/0", "train/1"]
+
+
 def test_the_noise_is_the_same_for_n_and_n_plus_one_examples(tmp_path: Path) -> None:
     """The noise does not depend on how many examples there are."""
     asked = []
