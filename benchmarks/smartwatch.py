@@ -32,7 +32,7 @@ from simulations import spar
 from simulations.smartwatch import PERSONS
 
 BUDGETS = (math.inf, 8.0, 3.0, 1.0)
-REFERENCE = "together, no privacy, warm"
+REFERENCE, RELEASE_0 = "together, no privacy, warm", "donor only"
 COLUMNS = {
     "new": "new people",
     "later": "new people, later",
@@ -70,33 +70,34 @@ def measure(fold: int, seed: int) -> list[Measurement]:
 
 
 @dataclass(frozen=True, slots=True)
+class Paired:
+    """Points against another model on the same people; ``confidence`` is half of Student's 95 % interval."""
+
+    difference: float
+    confidence: float
+
+    @classmethod
+    def of(cls, people: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> "Paired":
+        """From one accuracy a person, each the mean over seeds, and the other model's for the same people."""
+        pairs, count = 100 * (people - others), len(people)
+        half = (
+            float(stats.t.ppf(0.975, count - 1)) * float(pairs.std(ddof=1)) / math.sqrt(count)
+            if count > 1
+            else math.nan
+        )
+        return cls(float(pairs.mean()), half)
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One model and column over all people: percent, and points against the reference."""
+    """One model and column over all people: percent, and points against the fleet without privacy and release 0."""
 
     model: str
     column: str
     mean: float
     spread: float
-    difference: float
-    confidence: float
-
-    @classmethod
-    def of(cls, people: npt.NDArray[np.float64], reference: npt.NDArray[np.float64], model: str, column: str) -> "Row":
-        """From one accuracy a person, each the mean over seeds, and the reference's for the same people.
-
-        ``confidence`` is half of the 95 % interval of the paired difference, Student's over people.
-        """
-        pairs = 100 * (people - reference)
-        several = len(pairs) > 1
-        quantile = float(stats.t.ppf(0.975, len(pairs) - 1)) if several else math.nan
-        return cls(
-            model,
-            column,
-            mean=float(100 * people.mean()),
-            spread=float(100 * people.std(ddof=1)) if several else math.nan,
-            difference=float(pairs.mean()),
-            confidence=quantile * float(pairs.std(ddof=1)) / math.sqrt(len(pairs)) if several else math.nan,
-        )
+    against_reference: Paired
+    against_release_0: Paired
 
 
 def summary(measured: list[Measurement]) -> list[Row]:
@@ -105,7 +106,17 @@ def summary(measured: list[Measurement]) -> list[Row]:
     for m in sorted(measured, key=lambda m: (m.fold, m.seed)):  # stable
         people.setdefault((m.model, m.column), {}).setdefault(m.fold, []).append(m.accuracy)
     means = {key: np.array([np.mean(found[fold]) for fold in sorted(found)]) for key, found in people.items()}
-    return [Row.of(values, means[REFERENCE, column], model, column) for (model, column), values in means.items()]
+    return [
+        Row(
+            model,
+            column,
+            mean=float(100 * values.mean()),
+            spread=float(100 * values.std(ddof=1)) if len(values) > 1 else math.nan,
+            against_reference=Paired.of(values, means[REFERENCE, column]),
+            against_release_0=Paired.of(values, means[RELEASE_0, column]),
+        )
+        for (model, column), values in means.items()
+    ]
 
 
 def units(settings: Settings) -> dict[str, dict[str, float]]:
@@ -177,7 +188,15 @@ def _object(folds: int, seeds: int, rows: list[Row]) -> dict[str, Any]:
         "reference": REFERENCE,
         "delta": Settings().privacy.delta,
         "epsilon_of_unit": units(Settings()),
-        "rows": [{name: None if value != value else value for name, value in asdict(row).items()} for row in rows],
+        "rows": [_finite(asdict(row)) for row in rows],
+    }
+
+
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: what one person alone cannot say is null."""
+    return {
+        name: _finite(value) if isinstance(value, dict) else None if value != value else value
+        for name, value in fields.items()
     }
 
 
@@ -188,21 +207,24 @@ def _print(folds: int, seeds: int, rows: list[Row]) -> None:
     for column in COLUMNS.values():
         table.add_column(column, justify="right")
     table.add_column("new people, paired", justify="right")
+    table.add_column("and against release 0", justify="right")
     by_model: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_model.setdefault(row.model, {})[row.column] = row
     for model, found in by_model.items():
         cells = [f"{found[c].mean:.1f} ± {found[c].spread:.1f}" if c in found else "" for c in COLUMNS]
-        table.add_row(model, *cells, _difference(found.get("new")))
+        new = found.get("new")
+        paired = [_shown(new.against_reference), _shown(new.against_release_0)] if new else []
+        table.add_row(model, *cells, *paired)
     console.print(table)
-    console.print(f"Paired: points against '{REFERENCE}' on the same people, with the 95 % interval.\n")
+    console.print(
+        f"Paired: points against '{REFERENCE}', and against '{RELEASE_0}', on the same people; 95 % intervals.\n"
+    )
     console.print(_units())
 
 
-def _difference(row: Row | None) -> str:
-    if row is None or row.model == REFERENCE:
-        return ""
-    return f"{row.difference:+.1f} ± {row.confidence:.1f}"
+def _shown(paired: Paired) -> str:
+    return f"{paired.difference:+.1f} ± {paired.confidence:.1f}"
 
 
 def _units() -> Table:

@@ -13,7 +13,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from benchmarks import models, smartwatch
-from benchmarks.smartwatch import REFERENCE, Measurement, Row, summary, units
+from benchmarks.smartwatch import REFERENCE, RELEASE_0, Measurement, Paired, summary, units
 from fleet.settings import Settings
 
 
@@ -24,19 +24,21 @@ def measured(model: str, figures: dict[tuple[int, int], float]) -> list[Measurem
 def test_a_person_counts_once_however_many_seeds() -> None:
     reference = measured(REFERENCE, {(0, 0): 0.8, (1, 0): 0.9, (2, 0): 0.7})
     other = measured("other", {(0, 0): 0.5, (0, 1): 0.7, (1, 0): 0.8, (2, 0): 0.7})
-    rows = {row.model: row for row in summary(reference + other)}
+    first = measured(RELEASE_0, {(0, 0): 0.5, (1, 0): 0.8, (2, 0): 0.6})
+    rows = {row.model: row for row in summary(reference + other + first)}
     assert rows["other"].mean == pytest.approx(70.0)
     assert rows["other"].spread == pytest.approx(10.0)
-    assert rows["other"].difference == pytest.approx(-10.0)
-    assert rows[REFERENCE].difference == 0
+    assert rows["other"].against_reference.difference == pytest.approx(-10.0)
+    assert rows["other"].against_release_0.difference == pytest.approx(20 / 3)
+    assert rows[REFERENCE].against_reference == Paired(0, 0)
 
 
 def test_the_interval_of_a_paired_difference_is_that_of_a_paired_t_test() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = rng.uniform(size=10), rng.uniform(size=10)
-    row = Row.of(ours, theirs, "ours", "new")
+    paired = Paired.of(ours, theirs)
     low, high = stats.ttest_rel(100 * ours, 100 * theirs).confidence_interval(0.95)
-    assert (row.difference - row.confidence, row.difference + row.confidence) == pytest.approx((low, high))
+    assert (paired.difference - paired.confidence, paired.difference + paired.confidence) == pytest.approx((low, high))
 
 
 def test_every_epsilon_is_stated_for_more_than_its_window() -> None:
@@ -68,7 +70,7 @@ def test_one_person_and_one_seed_are_a_table_without_intervals(monkeypatch: pyte
     ):
         assert {column for name, column in found if name == model} == {"new", "later", "own"}
     assert {column for name, column in found if name == "together, epsilon 8, personal head"} == {"later", "own"}
-    assert all(0 <= row["mean"] <= 100 and row["confidence"] is None for row in found.values())
+    assert all(0 <= row["mean"] <= 100 and row["against_reference"]["confidence"] is None for row in found.values())
     with (tmp_path / "raw.csv").open() as file:
         raw = {(row["model"], row["column"]): float(row["accuracy"]) for row in csv.DictReader(file)}
     assert {key: 100 * value for key, value in raw.items()} == pytest.approx(
