@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from coordinator.warm_start import warm_start
 from fleet.settings import Settings
 from fleet.task import Recording, Windows
+from fleet.weights import Flat
 from node.personal import personalise
 from simulations.stories.story import Figure, Story, accuracy, count
 from simulations.world import has_windows
@@ -60,7 +61,9 @@ class ANewDevice(Story):
         first = max(device.agent.stages.history()[0][0] for device in devices)
         answered = sum(device.agent.shadow.next_seq() for device in devices)
         own = sum(len(device.recording.train) for device in devices) // len(devices)
-        given, personal = _given(world, devices, first)
+        live = Windows.joined([device.recording.live for device in devices])
+        given, untrained = (accuracy(world.task, _released(world, release), live) for release in (first, 0))
+        personal = _personalised(world, devices, _released(world, first))
         alone: dict[int, float] = {}
         for windows in DOUBLINGS:
             if not alone or max(alone.values()) < given:
@@ -73,6 +76,7 @@ class ANewDevice(Story):
             "first_release": first,
             "windows_answered": answered,
             "fleet_accuracy": given,
+            "release_0_accuracy": untrained,
             "own_accuracy_after_4_windows": alone[DOUBLINGS[0]],
             "own_catches_up_after_windows": caught_up,
             "own_accuracy_after_all_windows": alone[own],
@@ -82,28 +86,46 @@ class ANewDevice(Story):
         told = [
             f"{devices[0].recording.person} switched on {count(len(devices), 'device')} in hour {devices[0].joined}, "
             f"which answered from their first window on, with release {first}, and all {answered} windows after it.",
-            f"The fleet, which had never seen this person, gave them a model that is right on {given:.0%} of these; "
-            f"with a head of their own it is right on {personal:.0%}.",
+            began_with(first, given, untrained, personal),
             f"A model of their own alone is right on {alone[DOUBLINGS[0]]:.0%} after {DOUBLINGS[0]} labelled windows, "
             f"{_catches_up(caught_up)}, and is right on {alone[own]:.0%} after all {own} that each had.",
         ]
         return told, figures
 
 
-def _given(world: "World", devices: "list[Device]", release: int) -> tuple[float, float]:
-    """Accuracy of a release on the devices' live windows, as it came and with each device's own head."""
-    registry = world.coordinator.registry
-    weights = world.coordinator.bases.master(world.coordinator.bases[registry.releases.all()[release][0].base])
-    live = Windows.joined([device.recording.live for device in devices])
-    right = 0.0
+def began_with(release: int, given: float, untrained: float, personal: float) -> str:
+    """How right the newcomers' first release is on their windows, beside release 0, which no device has trained."""
+    if release == 0:
+        return (
+            f"No trained release was served by all when they came, so the fleet's training gave them nothing yet: "
+            f"release 0, made from public data alone, is right on {given:.0%} of these; with a head of their own it is "
+            f"right on {personal:.0%}."
+        )
+    return (
+        f"The fleet, which had never seen this person, gave them a model that is right on {given:.0%} of these, where "
+        f"release 0, made from public data alone, is right on {untrained:.0%}; with a head of their own the fleet's is "
+        f"right on {personal:.0%}."
+    )
+
+
+def _released(world: "World", release: int) -> Flat:
+    """The weights of a release."""
+    bases, releases = world.coordinator.bases, world.coordinator.registry.releases
+    return bases.master(bases[releases.all()[release][0].base])
+
+
+def _personalised(world: "World", devices: "list[Device]", weights: Flat) -> float:
+    """Accuracy on the devices' live windows, each with a head of its own."""
+    right = seen = 0.0
     for device in devices:
-        own = personalise(world.task, weights, device.recording.train)
-        right += accuracy(world.task, own, device.recording.live) * len(device.recording.live)
-    return accuracy(world.task, weights, live), right / len(live)
+        live = device.recording.live
+        right += accuracy(world.task, personalise(world.task, weights, device.recording.train), live) * len(live)
+        seen += len(live)
+    return right / seen
 
 
 def _catches_up(windows: int | None) -> str:
-    return f"catches up by the {windows}th" if windows else "never catches up"
+    return f"catches up after {windows}" if windows else "never catches up"
 
 
 def _own(world: "World", devices: "list[Device]", windows: int) -> float:

@@ -12,6 +12,7 @@ import pytest
 
 from simulations.scenario import Wish
 from simulations.stories import STORIES
+from simulations.stories.a_new_device import began_with
 from simulations.stories.poisoned_cohort import ATTACKS, NOBODY, RULES, PoisonedCohort, Reached
 
 ROOT = Path(__file__).parent.parent.parent
@@ -155,6 +156,16 @@ def test_a_new_device_answers_at_once_with_what_the_fleet_learned() -> None:
     assert told["joined_hour"] > 0
     assert told["fleet_accuracy"] > told["own_accuracy_after_4_windows"]
     assert told["personalised_accuracy"] > told["fleet_accuracy"]
+    sentence = played("a-new-device")[1]["story"]["told"][1]
+    assert f"release 0, made from public data alone, is right on {told['release_0_accuracy']:.0%}" in sentence
+
+
+def test_a_new_device_holds_the_fleets_model_against_release_0_and_owes_release_0_to_nobody() -> None:
+    trained, untrained = began_with(1, 0.74, 0.81, 0.99), began_with(0, 0.81, 0.81, 1.0)
+    assert "gave them a model that is right on 74% of these, where release 0" in trained
+    assert "is right on 81%; with a head of their own the fleet's is right on 99%" in trained
+    assert "No trained release was served by all when they came" in untrained
+    assert "gave them a model" not in untrained
 
 
 @pytest.mark.slow
