@@ -244,7 +244,8 @@ def _offered(facts: Facts) -> list[int]:
 
 def _rivals(facts: Facts, *, held_out: bool) -> list[tuple[str, str, Share]]:
     alone, personal = (shares.own_models(facts.measured, which) for which in ("alone", "personal"))
-    found = [("one other device's model", "d", shares.lent(facts.measured))]
+    base_0 = shares.by_base(facts.measured, "float32", held_out=True)[0]
+    found = [("base 0", "c", base_0), ("one other device's model", "d", shares.lent(facts.measured))]
     if not held_out:
         found = [("each device alone", "d", alone), ("last base, own head", "c", personal)]
     return [(name, look, share) for name, look, share in found if share]

@@ -142,12 +142,11 @@ def _without_the_fleet(facts: Facts) -> list[str]:
         )
     if personal:
         said.append(f"The last base with a head of the device's own, which never leaves it, is right on {personal}.")
-    if lent:
-        verdict = "the difference is what federating is for" if lent.value < new.value else "federating bought nothing"
-        said.append(
-            f"For people who took no part, the model of one other device is right on {lent} and the fleet's last base "
-            f"on {new}: {verdict}."
-        )
+    rivals = {"base 0": exact[1][0]} | ({"the model of one other device": lent} if lent else {})
+    better = [name for name, share in rivals.items() if share.value >= new.value]
+    verdict = f"no better than {_listed(better)}" if better else "the difference is what federating is for"
+    beside = " and ".join(f"{name} on {share}" for name, share in rivals.items())
+    said.append(f"For people who took no part, the fleet's last base is right on {new}, {beside}: {verdict}.")
     return said
 
 

@@ -14,6 +14,7 @@ import pytest
 from coordinator.rollout import Phase
 from coordinator.round import RoundState
 from fleet.settings import Settings
+from simulations import figures
 from simulations.facts import Event, Facts, Offered, PlayedRound, Story
 from simulations.measurement import Judged, Lent, Measurements, Own, Seen, Spent
 from simulations.report import page, told
@@ -205,6 +206,33 @@ def test_it_is_said_when_a_device_is_better_off_alone() -> None:
     worse = replace(given.measured, own=tuple(replace(row, alone=1) for row in given.measured.own))
     assert "better off alone" in page(replace(given, measured=better))
     assert "better off alone" not in page(replace(given, measured=worse))
+
+
+@pytest.mark.parametrize(
+    ("last", "lent", "verdict"),
+    [
+        pytest.param(14, 5, "the difference is what federating is for", id="better than both"),
+        pytest.param(5, 4, "no better than base 0", id="base 0 was better"),
+        pytest.param(14, 16, "no better than the model of one other device", id="one device was better"),
+        pytest.param(5, 16, "no better than base 0 and the model of one other device", id="both were better"),
+    ],
+)
+def test_it_is_said_when_people_who_took_no_part_got_nothing(last: int, lent: int, verdict: str) -> None:
+    given = facts()  # base 0 is right on 10 of 80 windows
+    judged = [replace(row, right=row.right | {"new": last}) if row.base == 4 else row for row in given.measured.judged]
+    measured = replace(given.measured, judged=tuple(judged), lent=(Lent("device01", lent),))
+    words = Outline(page(replace(given, measured=measured))).words
+    said = (
+        f"For people who took no part, the fleet's last base is right on {100 * last / 80:.1f}\u00a0%, base 0 on 12.5"
+    )
+    assert said in words
+    assert f"{100 * lent / 80:.1f}\u00a0%: {verdict}." in words
+
+
+def test_the_chart_of_new_devices_has_base_0_as_a_line() -> None:
+    new, same = (figures.accuracy(facts(), held_out=held_out).chart for held_out in (True, False))
+    assert "base 0: 12.5\u00a0%" in new
+    assert "base 0:" not in same
 
 
 def test_a_run_that_measured_no_model_of_its_own_has_a_report_all_the_same() -> None:
