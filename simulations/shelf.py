@@ -6,6 +6,8 @@ from pathlib import Path
 
 from node.installer import FolderFetcher
 
+_TIMESTAMP = "/metadata/timestamp.json"
+
 
 class Reach(Enum):
     """What a device can read of the shelf."""
@@ -18,8 +20,8 @@ class Reach(Enum):
 class CountingFetcher(FolderFetcher):
     """Reads the shelf as far as it can be reached, and counts the bytes that a base costs.
 
-    A frozen shelf is a mirror that gets nothing new. All files but the timestamp have their version in their name, so
-    the old timestamp is all that it takes.
+    A frozen shelf is a mirror that gets nothing new: it has what there was when this device last looked, whether it saw
+    it or not. All files but the timestamp have their version in their name, so the old timestamp is all that it takes.
     """
 
     def __init__(self, folder: Path, reach: Callable[[], Reach] = lambda: Reach.ALL) -> None:
@@ -40,12 +42,12 @@ class CountingFetcher(FolderFetcher):
             yield chunk
 
     def _read(self, url: str, reach: Reach) -> Iterator[bytes]:
+        if reach is not Reach.FROZEN:
+            self._timestamp = list(super()._fetch(_TIMESTAMP))
         if reach is Reach.NOTHING:
             raise ConnectionError("the link is down")
-        if not url.endswith("/timestamp.json"):
+        if not url.endswith(_TIMESTAMP):
             return super()._fetch(url)
-        if reach is Reach.ALL:
-            self._timestamp = list(super()._fetch(url))
         if self._timestamp is None:
             raise ConnectionError("the mirror is empty")
         return iter(self._timestamp)

@@ -5,6 +5,7 @@ nearly every answer is wrong. Act two: the operator offers a checkpoint that is 
 the gyroscope's zero stays where it is. When the first wave serves it, the zero drifts.
 """
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from coordinator.rollout import Phase
 from fleet.errors import TaskError
 from fleet.settings import Settings
 from fleet.task import Recording, Task, layout_of, set_weights
@@ -77,36 +79,68 @@ class BadRelease(Story):
 
     def tell(self, world: "World", held_out: dict[str, Recording]) -> tuple[list[str], dict[str, Figure]]:
         """Who ever answered with either release, and who took it back."""
-        devices = list(world.devices.values())
-        wave = int(np.ceil(FIRST_WAVE * len(devices)))
-        phases = {release.number: state.phase for release, state in world.coordinator.registry.releases.all()}
-        withdrawn = [r for r, _ in world.coordinator.registry.releases.all() if r.withdraws == LEANING]
-        vetoed = sum(_vetoed(device, BROKEN) for device in devices)
-        exposed = {act: sum(_exposed(device, act) for device in devices) for act in (BROKEN, LEANING)}
-        back = sum(_by_itself(device, LEANING) for device in devices)
-        still = sum(device.agent.stages.serving()[0] == LEANING for device in devices)
+        nodes = len(world.devices)
+        wave = int(np.ceil(FIRST_WAVE * nodes))
+        one, two = (_act(world, release) for release in (BROKEN, LEANING))
         figures: dict[str, Figure] = {
-            "act_one_vetoes": vetoed,
-            "act_one_exposed": exposed[BROKEN],
-            "act_one_phase": phases[BROKEN].value,
+            "act_one_vetoes": one.vetoed,
+            "act_one_exposed": one.exposed,
+            "act_one_phase": one.phase.value,
             "act_two_wave": wave,
-            "act_two_exposed": exposed[LEANING],
-            "act_two_rolled_back": back,
-            "act_two_phase": phases[LEANING].value,
-            "act_two_still_answering": still,
-            "withdrawn_by": withdrawn[0].number if withdrawn else None,
+            "act_two_exposed": two.exposed,
+            "act_two_rolled_back": two.back,
+            "act_two_phase": two.phase.value,
+            "act_two_still_answering": two.still,
+            "withdrawn_by": two.withdrawn_by,
         }
-        end = phases[LEANING].value + (f" and taken back by release {withdrawn[0].number}" if withdrawn else "")
         told = [
-            f"Release {BROKEN} was signed and wrong: {count(vetoed, 'node')} of {len(devices)} vetoed it in shadow, no "
-            f"wave opened, and {count(exposed[BROKEN], 'node')} ever answered with it.",
-            f"Release {LEANING} was good in shadow and turned bad when the gyroscopes drifted: "
-            f"{count(exposed[LEANING], 'node')} answered with it, of a first wave of {wave}, {back or 'none'} went "
-            f"back on their own evidence, and the rollout was {end}: {count(still, 'node')} still answered with it at "
-            f"the end.",
+            act_one(one, nodes),
+            act_two(two, wave),
             f"The fleet answered all the while: {answers(world)} windows, {failed(world) or 'none'} without an answer.",
         ]
         return told, figures
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """How the fleet took a release: its rollout, and the nodes that vetoed, served, dropped and still serve it.
+
+    ``withdraws`` is the release that it takes back itself, 0 if the operator offered it.
+    """
+
+    phase: Phase
+    withdraws: int
+    withdrawn_by: int | None
+    vetoed: int
+    exposed: int
+    back: int
+    still: int
+
+
+def act_one(act: Act, nodes: int) -> str:
+    """What came of the broken release."""
+    opened = "no wave opened" if act.phase is Phase.KEPT_OLD else f"its rollout was {act.phase.value}"
+    return (
+        f"Release {BROKEN} was signed and wrong: {count(act.vetoed, 'node')} of {nodes} vetoed it in shadow, {opened}, "
+        f"and {count(act.exposed, 'node')} ever answered with it."
+    )
+
+
+def act_two(act: Act, wave: int) -> str:
+    """What came of the leaning release, which turns bad only if it gets as far as being served."""
+    if act.withdraws:
+        return f"Act two was not played: release {act.withdraws} had to be taken back first."
+    end = act.phase.value + (f" and taken back by release {act.withdrawn_by}" if act.withdrawn_by else "")
+    if not act.exposed:
+        return (
+            f"Act two was not played: release {LEANING} was as good as the fleet's own, but what the nodes reported "
+            f"did not show it, and the rollout was {end}; no node answered with it, and no gyroscope drifted."
+        )
+    return (
+        f"Release {LEANING} was good in shadow and turned bad when the gyroscopes drifted: "
+        f"{count(act.exposed, 'node')} answered with it, of a first wave of {wave}, {act.back or 'none'} went back on "
+        f"their own evidence, and the rollout was {end}: {count(act.still, 'node')} still answered with it at the end."
+    )
 
 
 def mixed_up(task: Task, weights: Flat) -> Flat:
@@ -158,6 +192,20 @@ def _newest(world: "World") -> int:
 
 def _went_through(device: "Device", release: int, stage: Stage) -> bool:
     return any(move[:2] == (release, stage) for move in device.agent.stages.history())
+
+
+def _act(world: "World", number: int) -> Act:
+    releases, devices = world.coordinator.registry.releases.all(), list(world.devices.values())
+    release, state = releases[number]
+    return Act(
+        phase=state.phase,
+        withdraws=release.withdraws,
+        withdrawn_by=next((later.number for later, _ in releases if later.withdraws == number), None),
+        vetoed=sum(_vetoed(device, number) for device in devices),
+        exposed=sum(_exposed(device, number) for device in devices),
+        back=sum(_by_itself(device, number) for device in devices),
+        still=sum(device.agent.stages.serving()[0] == number for device in devices),
+    )
 
 
 def _exposed(device: "Device", release: int) -> bool:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from coordinator.rollout import Phase
 from simulations.scenario import Wish
 from simulations.stories import STORIES
 from simulations.stories.a_new_device import began_with
+from simulations.stories.bad_release import Act, act_one, act_two
 from simulations.stories.poisoned_cohort import ATTACKS, NOBODY, RULES, PoisonedCohort, Reached
 
 ROOT = Path(__file__).parent.parent.parent
@@ -90,6 +93,38 @@ def test_bad_release_ends_when_every_node_has_taken_the_withdrawal_and_counts_no
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     took = {event["who"] for event in events if event["event"] == "committed" and event["release"] == 3}
     assert len(took) == result["nodes"]
+
+
+TAKEN_BACK = Act(Phase.HALTED, withdraws=0, withdrawn_by=3, vetoed=0, exposed=4, back=3, still=0)
+
+
+def test_bad_release_tells_act_two_only_where_it_was_played() -> None:
+    assert "turned bad when the gyroscopes drifted: 4 nodes answered with it" in act_two(TAKEN_BACK, 4)
+    assert "halted and taken back by release 3" in act_two(TAKEN_BACK, 4)
+    kept = act_two(replace(TAKEN_BACK, phase=Phase.KEPT_OLD, withdrawn_by=None, exposed=0, back=0), 4)
+    assert kept.startswith("Act two was not played")
+    assert "the rollout was kept-old" in kept
+    assert "turned bad" not in kept
+    assert act_two(replace(TAKEN_BACK, phase=Phase.DONE, withdraws=1), 4).endswith(
+        "release 1 had to be taken back first."
+    )
+
+
+def test_bad_release_says_of_act_one_how_its_rollout_ended() -> None:
+    assert "no wave opened, and no node ever" in act_one(Act(Phase.KEPT_OLD, 0, None, 10, 0, 0, 0), 16)
+    assert "its rollout was halted, and 2 nodes ever" in act_one(Act(Phase.HALTED, 0, 2, 10, 2, 2, 0), 16)
+
+
+@pytest.mark.slow
+def test_bad_release_as_it_is_played_without_flags_keeps_its_promises_whatever_the_noise(tmp_path: Path) -> None:
+    shown = edgefleet("--story", "bad-release", "--out", "run", "--format", "json", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(shown.stdout)
+    told, sentences = result["story"]["figures"], result["story"]["told"]
+    assert (result["nodes"], told["failed_answers"], told["act_two_still_answering"]) == (16, 0, 0)
+    assert (told["act_one_phase"], told["act_one_exposed"]) == ("kept-old", 0)
+    assert sentences[1].startswith("Act two was not played") is (told["act_two_phase"] == "kept-old")
+    assert told["act_two_exposed"] <= told["act_two_wave"] == 4
 
 
 @pytest.mark.slow
