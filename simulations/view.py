@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from coordinator.rollout import Phase, RolloutState
+from fleet.evidence import Pooled
+from fleet.messages import Watch
 from fleet.settings import Settings
 from simulations.clock import START
 from simulations.result import Result
@@ -24,7 +26,7 @@ _PHASES = {
     Phase.SHADOW: "in shadow",
     Phase.WAVE: "rolling out, wave",
     Phase.DONE: "served by all",
-    Phase.KEPT_OLD: "not offered: too little evidence",
+    Phase.KEPT_OLD: "kept back",
     Phase.HALTED: "halted and withdrawn",
 }
 
@@ -61,7 +63,9 @@ class View:
         day, hour = divmod(round((world.clock() - START).total_seconds() / 3600), 24)
         self._bar.update(self._rounds, completed=played, note=f"simulated day {day + 1}, {hour:02}:00")
         for release, state in world.coordinator.registry.releases.all():
-            self._tell(release.number, _phase(state), world)
+            counts = world.coordinator.registry.releases.counts(release.number, Watch.SHADOW).values()
+            shadow = Pooled.of(list(counts), quota=release.shadow_windows, noise_std=0.0)  # for its gain alone
+            self._tell(release.number, phase(state, shadow), world)
         if self._console.is_terminal:
             self._live.update(Group(self._bar, _fleet(world)))
 
@@ -72,9 +76,14 @@ class View:
             self.say(f"{world.wall_s:6.1f} s  {line}")
 
 
-def _phase(state: RolloutState) -> str:
-    wave = f" {state.wave}" if state.phase is Phase.WAVE else ""
-    return _PHASES[state.phase] + wave
+def phase(state: RolloutState, shadow: Pooled) -> str:
+    """Where a rollout stands, in words; a release that was kept back with what its shadow reports made of it."""
+    if state.phase is Phase.WAVE:
+        return f"{_PHASES[state.phase]} {state.wave}"
+    if state.phase is Phase.KEPT_OLD:
+        reported = f"{100 * shadow.gain:+.1f} points" if shadow.reports else "no report"
+        return f"{_PHASES[state.phase]}, {reported} in shadow"
+    return _PHASES[state.phase]
 
 
 def _fleet(world: World) -> Table:
