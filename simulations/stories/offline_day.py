@@ -1,16 +1,17 @@
 """A day offline: half of the fleet loses its link for 24 hours, and one node for eight months.
 
-Both keep answering. The half has nothing to read the shelf from; the wanderer reads a mirror that gets nothing new, so
-that its metadata expires. The others go on learning. Who comes back brings the session that waited.
+Both keep answering, and have nothing to read the shelf from. After a month the wanderer finds a mirror, with a release
+that it has not seen, signed and expired. The others go on learning. Who comes back brings the session that waited.
 """
 
 import math
 from collections import Counter
+from collections.abc import Set
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coordinator.round import RoundState
-from fleet.settings import Settings
+from fleet.settings import RoundSettings, Settings
 from fleet.task import Recording
 from simulations.clock import START
 from simulations.grid import Fate
@@ -27,6 +28,7 @@ BACK = timedelta(hours=BACK_HOUR, minutes=20)
 MONTHS = 8
 MONTH = timedelta(days=30)
 AWAKE = BACK_HOUR + 16  # from then on, an hour a month is played
+MIRROR = AWAKE * timedelta(hours=1) + MONTH  # when the wanderer first reads what was copied a month before
 HOME_HOUR = AWAKE + MONTHS
 HOME = AWAKE * timedelta(hours=1) + MONTHS * MONTH
 ROUNDS = HOME_HOUR + 3
@@ -84,10 +86,10 @@ class OfflineDay(Story):
         return Fate.TWICE if name in self._away and at >= BACK else Fate.DELIVERED
 
     def reach(self, name: str, at: timedelta) -> Reach:
-        """The wanderer's mirror has all that there was on the day it left."""
+        """The wanderer's mirror has all that there was before the months began, the release too, and nothing since."""
         if not self._is_away(name, at):
             return Reach.ALL
-        return Reach.FROZEN if name == self._wanderer else Reach.NOTHING
+        return Reach.FROZEN if at >= MIRROR else Reach.NOTHING
 
     def tell(self, world: "World", held_out: dict[str, Recording]) -> tuple[list[str], dict[str, Figure]]:
         """From the registry, the ledgers and the events."""
@@ -98,16 +100,19 @@ class OfflineDay(Story):
         oldest_base = closed[-1].base - MAX_STALENESS
         kept_back = sum(base < oldest_base for device in devices for base in device.agent.unsent_bases())
         refused, staged = self._expired(world)
-        downloads = self._downloads(world)
+        back, connected = self._downloads(world)
         figures: dict[str, Figure] = {
             "nodes_away_a_day": len(self._away) - 1,
             "rounds_closed_meanwhile": sum(LOST_HOUR < r.number <= BACK_HOUR for r in closed),
             "epsilon_max": _finite(max(device.agent.ledger.epsilon() for device in devices)),
             "day_old_sessions_counted": len(old),
             "day_old_staleness": max(old, default=0),
+            "max_staleness": MAX_STALENESS,
+            "max_staleness_by_default": RoundSettings().max_staleness,
             "older_sessions_kept_back": kept_back,
-            "downloads_after_return": sum(downloads.values()),
-            "downloads_in_busiest_minute": max(downloads.values(), default=0),
+            "downloads_after_return": sum(back.values()),
+            "downloads_in_busiest_minute": max(back.values(), default=0),
+            "downloads_by_connected_in_busiest_minute": max(connected.values(), default=0),
             "expired_metadata_refused": refused,
             "staged_while_expired": staged,
             "on_newest_release": _up_to_date(world),
@@ -116,30 +121,37 @@ class OfflineDay(Story):
             f"{count(len(self._away) - 1, 'node')} of {len(devices)} lost the link for 24 hours and one for {MONTHS} "
             f"months; {failed(world) or 'none'} of {answers(world)} windows went without an answer, and the others "
             f"closed {figures['rounds_closed_meanwhile']} rounds in that day.",
-            f"Back again, {count(len(old), 'session')} that had waited for a day counted once each, "
-            f"{count(kept_back, 'session')} that had waited for months was kept back, and the new release was "
-            f"downloaded {count(sum(downloads.values()), 'time')}, at most {max(downloads.values(), default=0)} in a "
-            f"minute.",
-            f"The wanderer refused expired metadata {refused} times and staged {count(staged, 'release')} from it; "
-            f"{figures['on_newest_release']} of {len(devices)} nodes end on the newest release.",
+            f"Back again, {count(len(old), 'session')} that had waited for a day counted once each, for this story "
+            f"lets one be {MAX_STALENESS} bases old, where {RoundSettings().max_staleness} is usual, and "
+            f"{count(kept_back, 'session')} that had waited for months was kept back; those who came back downloaded "
+            f"the new release {count(sum(back.values()), 'time')}, at most {max(back.values(), default=0)} in a "
+            f"minute, while up to {max(connected.values(), default=0)} of those who had stayed did so at once, for "
+            f"here they all look on the hour.",
+            f"After a month the wanderer found a mirror with that release, refused its expired metadata {refused} "
+            f"times and staged {count(staged, 'release')} from it; {figures['on_newest_release']} of {len(devices)} "
+            f"nodes end on the newest release.",
         ]
         return told, figures
 
     def _is_away(self, name: str, at: timedelta) -> bool:
         return name in self._away and LOST <= at < (HOME if name == self._wanderer else BACK)
 
-    def _downloads(self, world: "World") -> Counter[str]:
-        """Releases that those who came back staged in the hours after their return, by minute."""
-        back = self._away - {self._wanderer}
-        staged = [event for event in events(world, "staged") if event["who"] in back]
-        return Counter(event["at"][:16] for event in staged if BACK <= _at(event) < BACK + timedelta(hours=3))
+    def _downloads(self, world: "World") -> tuple[Counter[str], Counter[str]]:
+        """The new release staged, by minute: by those who came back after a day, and by those who never left."""
+        staged = [event for event in events(world, "staged") if event["release"] > 0]
+        back, connected = self._away - {self._wanderer}, world.devices.keys() - self._away
+        return _by_minute(staged, back), _by_minute(staged, connected)
 
     def _expired(self, world: "World") -> tuple[int, int]:
-        """How often the wanderer refused expired metadata, and what it staged from its first refusal to its return."""
+        """How often the wanderer refused expired metadata, and what it staged from its mirror."""
         kept = [event for event in events(world, "kept") if event["who"] == self._wanderer]
-        refused = [_at(event) for event in kept if "expired" in event["reason"]]
+        refused = sum("expired" in event["reason"] for event in kept)
         staged = [_at(event) for event in events(world, "staged") if event["who"] == self._wanderer]
-        return len(refused), sum(min(refused, default=HOME) <= at < HOME for at in staged)
+        return refused, sum(MIRROR <= at < HOME for at in staged)
+
+
+def _by_minute(staged: list[dict[str, Any]], who: Set[str]) -> Counter[str]:
+    return Counter(event["at"][:16] for event in staged if event["who"] in who)
 
 
 def _at(event: dict[str, str]) -> timedelta:

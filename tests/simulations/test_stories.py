@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 
 from coordinator.rollout import Phase
+from simulations.clock import START
 from simulations.scenario import Wish
 from simulations.stories import STORIES
 from simulations.stories.a_new_device import began_with
 from simulations.stories.bad_release import Act, act_one, act_two
+from simulations.stories.offline_day import AWAKE, HOME, MONTHS
 from simulations.stories.poisoned_cohort import ATTACKS, NOBODY, RULES, PoisonedCohort, Reached
 
 ROOT = Path(__file__).parent.parent.parent
@@ -133,17 +136,29 @@ def test_offline_day_goes_on_learning_and_counts_what_waited_once() -> None:
     assert told["rounds_closed_meanwhile"] == 24
     assert told["day_old_sessions_counted"] == told["nodes_away_a_day"] == 3
     assert told["day_old_staleness"] == 25
+    assert (told["max_staleness"], told["max_staleness_by_default"]) == (26, 3)
     assert told["older_sessions_kept_back"] == 1
 
 
 @pytest.mark.slow
 def test_offline_day_stages_nothing_expired_and_brings_nobody_back_in_a_crowd() -> None:
     told = figures("offline-day")
-    assert told["expired_metadata_refused"] > 8
+    assert told["expired_metadata_refused"] == MONTHS - 1
     assert told["staged_while_expired"] == 0
     assert told["downloads_after_return"] == told["nodes_away_a_day"]
     assert told["downloads_in_busiest_minute"] == 1
+    assert told["downloads_by_connected_in_busiest_minute"] == 4
     assert told["on_newest_release"] == 8
+
+
+@pytest.mark.slow
+def test_offline_day_offers_the_wanderer_something_to_stage_that_has_expired() -> None:
+    lines = (played("offline-day")[0] / "events.jsonl").read_text().splitlines()
+    events = [event for event in map(json.loads, lines) if event.get("release") == 1]
+    offered = next(event["at"] for event in events if event["event"] == "release")
+    wanderers = max((event["at"], event["who"]) for event in events if event["event"] == "staged")
+    assert offered < (START + AWAKE * timedelta(hours=1)).isoformat(), "or else the mirror has no release"
+    assert wanderers >= ((START + HOME).isoformat(), "")
 
 
 @pytest.mark.slow
