@@ -14,6 +14,9 @@ from fleet.settings import Settings
 from simulations.clock import START
 from simulations.measurement import Measurements
 from simulations.scenario import Wish
+from simulations.script import PLAIN
+from simulations.stories import story_named
+from simulations.world import HOUR
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,14 @@ class Facts:
     Attributes:
         result: The documented object of ``result.json``.
         hours: How long was simulated.
+        began: The simulated hour in which each hour that was played began, and the one after the last.
         built_in: Whether the task is ours: of how another was tuned nothing is known.
     """
 
     result: dict[str, Any]
     settings: Settings
     hours: float
+    began: tuple[float, ...]
     rounds: tuple[PlayedRound, ...]
     releases: tuple[Offered, ...]
     events: tuple[Event, ...]
@@ -94,6 +99,7 @@ def read(folder: Path) -> Facts:
         result=json.loads((folder / "result.json").read_bytes()),
         settings=settings,
         hours=max([progress["hour"], *(event.hour for event in events)]),
+        began=_began(wish.story, progress["hour"]),
         rounds=rounds,
         releases=releases,
         events=events,
@@ -101,6 +107,11 @@ def read(folder: Path) -> Facts:
         story=_story(folder / "story.json"),
         built_in=wish.config is None,
     )
+
+
+def _began(story: str | None, played: int) -> tuple[float, ...]:
+    script = story_named(story) if story else PLAIN
+    return tuple(script.moment(hour) / HOUR for hour in range(played + 1))
 
 
 def _events(path: Path) -> tuple[Event, ...]:

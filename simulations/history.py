@@ -1,7 +1,9 @@
 """Which release answered on each node, and when: told by the log."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from node.promotion import Stage
 from simulations.charts import Lane, Span
@@ -28,6 +30,16 @@ def lanes(names: Iterable[str], events: Iterable[Event], hours: float) -> list[L
         if event.who in heard:
             heard[event.who].append(event)
     return [_lane(name, seen, hours) for name, seen in heard.items()]
+
+
+def as_played(lane: Lane, began: Sequence[float]) -> Lane:
+    """The lane over hours as they were played, of which each ``began`` at a simulated hour; the last is the end."""
+
+    def place(hour: float) -> float:
+        return float(np.interp(hour, began, range(len(began))))
+
+    spans = (replace(span, low=place(span.low), high=place(span.high)) for span in lane.spans)
+    return replace(lane, spans=tuple(spans), moments=tuple((place(at), sign, note) for at, sign, note in lane.moments))
 
 
 def look_of(release: int) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from coordinator.rollout import RUNNING, Phase
 from fleet import durable
 from simulations import facts as left
-from simulations import figures, shares
+from simulations import figures, rollouts, shares
 from simulations.facts import Facts
 from simulations.figures import some
 from simulations.measurement import Seen, Spent
@@ -49,8 +49,8 @@ def page(facts: Facts) -> str:
         labels=[figures.labels(facts, held_out=held_out) for held_out in (True, False)],
         crossovers=_crossovers(facts),
         epsilon=figures.epsilon(facts),
-        answering=figures.answering(facts),
-        evidence=figures.evidence(facts),
+        answering=rollouts.answering(facts),
+        evidence=rollouts.evidence(facts),
         still_running=[release.number for release in facts.releases if release.phase in RUNNING],
         updates=figures.updates(facts),
         traffic=_traffic(facts),

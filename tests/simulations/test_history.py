@@ -1,7 +1,9 @@
 """The timeline: which release answered when, as the log tells it."""
 
+import pytest
+
 from simulations.facts import Event
-from simulations.history import lanes, look_of
+from simulations.history import as_played, lanes, look_of
 
 
 def told(*events: tuple[float, str, int], hours: float = 10.0, reason: str = "") -> list[tuple[float, float, str, str]]:
@@ -66,3 +68,19 @@ def test_an_event_without_a_release_moves_nothing() -> None:
 def test_neighbouring_releases_differ_in_colour() -> None:
     assert look_of(0) == "r0"
     assert all(look_of(number) != look_of(number + 1) for number in range(20))
+
+
+def test_a_lane_is_drawn_by_the_hours_that_were_played_and_notes_keep_the_simulated_ones() -> None:
+    events = [Event(hour, "n", name, {"release": r}) for hour, name, r in [*PROVISIONED, (721.5, "probation", 1)]]
+    events += [Event(722, "n", "rolled-back", {"release": 1, "reason": "harm"})]
+    (lane,) = lanes(["n"], events, 1441.0)
+    played = as_played(lane, (0.0, 1.0, 721.0, 1441.0))
+    assert [(span.low, span.high) for span in played.spans[:1]] == [(0, pytest.approx(2, abs=0.01))]
+    assert played.spans[-1].high == 3
+    assert played.spans[-1].note == "release 0 answering, hour 722 to 1441"
+    assert [at for at, _, _ in played.moments] == [pytest.approx(2 + 1 / 720)]
+
+
+def test_where_every_hour_was_played_nothing_moves() -> None:
+    (lane,) = lanes(["n"], [Event(h, "n", name, {"release": r}) for h, name, r in PROVISIONED], 10.0)
+    assert as_played(lane, tuple(range(11))) == lane

@@ -1,29 +1,25 @@
 """The report: everything on it, nothing leaves it, and what nodes say stays text."""
 
-import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from coordinator.rollout import Phase
 from coordinator.round import RoundState
 from fleet.settings import Settings
-from simulations import figures
+from simulations import figures, rollouts
 from simulations.facts import Event, Facts, Offered, PlayedRound, Story
 from simulations.measurement import Judged, Lent, Measurements, Own, Seen, Spent
 from simulations.report import page, told
+from tests.simulations.browser import COLUMNS, Layout, browsed, laid_out, needs_browser
 
 HOSTILE = "<script>alert('1')</script>\" onload=\"steal()"
 SECTIONS = {"happened", "accuracy", "labels", "privacy", "releases", "evidence", "bytes", "nodes", "simulated"}
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 LOADS = {"src", "srcset", "href", "xlink:href", "action", "formaction", "poster", "data", "background", "ping"}
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 MIB = 2**20
 
 
@@ -69,6 +65,7 @@ def facts(*, nodes: int = 3, epsilon: float = 8.0, rounds: int = 4, story: Story
         result=result,
         settings=Settings().changed(privacy={"epsilon": epsilon}),
         hours=6.0,
+        began=tuple(range(7)),
         rounds=tuple(PlayedRound(n, n - 1, RoundState.CLOSED, nodes, int(n == 2)) for n in range(1, rounds + 1)),
         releases=(
             Offered(0, 0, 0, Phase.DONE, 0, 8, 2),
@@ -235,6 +232,15 @@ def test_the_chart_of_new_devices_has_base_0_as_a_line() -> None:
     assert "base 0:" not in same
 
 
+def test_a_timeline_whose_clock_jumped_is_drawn_by_played_hours_and_says_so() -> None:
+    months = replace(facts(), hours=2162.0, began=(0, 1, 2, 722, 1442, 2162))
+    figure = rollouts.answering(months)
+    ticks = re.findall(r'class="tick" x="([\d.]+)%"[^>]*>([\d,]+)<', figure.chart)
+    assert ticks == [("0.00", "0"), ("40.00", "2"), ("60.00", "722"), ("100.00", "2,162")]
+    assert "From hour 2 on, the hours that were played lie far apart." in figure.caption
+    assert "lie far apart" not in rollouts.answering(facts()).caption
+
+
 def test_a_run_that_measured_no_model_of_its_own_has_a_report_all_the_same() -> None:
     given = facts()
     none = tuple(replace(row, alone=None, personal=None) for row in given.measured.own)
@@ -255,29 +261,8 @@ def test_it_is_said_when_tuning_does_harm_and_when_few_devices_learned_alone() -
     assert "learned alone." not in page(given)
 
 
-def browsed(folder: Path, name: str, *flags: str) -> tuple[str, list[str]]:
-    """What a real browser makes of a page, and what the page asked for beside itself."""
-    assert CHROMIUM is not None
-    log = folder / "net.json"
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    command += [
-        "--disable-background-networking",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={folder}/browser",
-    ]
-    command += [f"--log-net-log={log}", "--dump-dom", *flags, (folder / name).as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert shown.returncode == 0, shown.stderr
-    noted: dict[str, Any] = json.loads(log.read_text())
-    asked = [event.get("params", {}) for event in noted["events"]]
-    # What the browser wants for itself has no page as its origin.
-    return shown.stdout, [
-        a["url"] for a in asked if "url" in a and a.get("initiator", "not an origin") != "not an origin"
-    ]
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_a_browser_shows_it_and_asks_for_nothing(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page(facts()), encoding="utf-8")
     shown, asked = browsed(tmp_path, "report.html")
@@ -286,7 +271,7 @@ def test_a_browser_shows_it_and_asks_for_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_the_policy_stops_what_the_parser_might_miss(tmp_path: Path) -> None:
     image = '<img src="http://127.0.0.1:9/x.png">'
     guarded = page(facts()).replace("</main>", f"{image}</main>")
@@ -297,17 +282,19 @@ def test_the_policy_stops_what_the_parser_might_miss(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out_at_the_side(tmp_path: Path, width: int) -> None:
+@needs_browser
+@pytest.mark.parametrize("width", COLUMNS)
+def test_nothing_sticks_out_at_the_side_and_no_tick_lies_on_another(tmp_path: Path, width: int) -> None:
     (tmp_path / "report.html").write_text(page(facts()), encoding="utf-8")
-    measure = "document.title = this.contentDocument.documentElement.scrollWidth"
-    frame = (
-        f'<title></title><iframe width="{width}" height="30000" frameborder="0" src="report.html" onload="{measure}">'
-    )
-    (tmp_path / "frame.html").write_text(f"{frame}</iframe>", encoding="utf-8")
-    shown, _ = browsed(tmp_path, "frame.html", "--allow-file-access-from-files")
-    assert f"<title>{width}</title>" in shown
+    assert laid_out(tmp_path, "report.html", width) == Layout(width, COLUMNS[width])
+
+
+@pytest.mark.slow
+@needs_browser
+def test_the_browser_sees_ticks_that_lie_on_each_other(tmp_path: Path) -> None:
+    html = page(facts()).replace('class="tick"', 'class="tick" textLength="200"')
+    (tmp_path / "report.html").write_text(html, encoding="utf-8")
+    assert laid_out(tmp_path, "report.html", 390).collisions
 
 
 @pytest.mark.parametrize("built_in", [True, False])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from shutil import copy
 from tempfile import mkdtemp
 from typing import Any
 
@@ -20,6 +21,7 @@ from simulations.stories.a_new_device import began_with
 from simulations.stories.bad_release import Act, act_one, act_two
 from simulations.stories.offline_day import AWAKE, HOME, MONTHS
 from simulations.stories.poisoned_cohort import ATTACKS, NOBODY, RULES, PoisonedCohort, Reached
+from tests.simulations.browser import COLUMNS, Layout, laid_out, needs_browser
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -136,7 +138,7 @@ def test_offline_day_goes_on_learning_and_counts_what_waited_once() -> None:
     assert told["rounds_closed_meanwhile"] == 24
     assert told["day_old_sessions_counted"] == told["nodes_away_a_day"] == 3
     assert told["day_old_staleness"] == 25
-    assert (told["max_staleness"], told["max_staleness_by_default"]) == (26, 3)
+    assert (told["max_staleness"], told["usual_max_staleness"]) == (26, 3)
     assert told["older_sessions_kept_back"] == 1
 
 
@@ -147,7 +149,7 @@ def test_offline_day_stages_nothing_expired_and_brings_nobody_back_in_a_crowd() 
     assert told["staged_while_expired"] == 0
     assert told["downloads_after_return"] == told["nodes_away_a_day"]
     assert told["downloads_in_busiest_minute"] == 1
-    assert told["downloads_by_connected_in_busiest_minute"] == 4
+    assert told["connected_in_busiest_minute"] == 4
     assert told["on_newest_release"] == 8
 
 
@@ -159,6 +161,14 @@ def test_offline_day_offers_the_wanderer_something_to_stage_that_has_expired() -
     wanderers = max((event["at"], event["who"]) for event in events if event["event"] == "staged")
     assert offered < (START + AWAKE * timedelta(hours=1)).isoformat(), "or else the mirror has no release"
     assert wanderers >= ((START + HOME).isoformat(), "")
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("width", COLUMNS)
+def test_offline_day_has_a_report_whose_eight_months_fit_on_a_telephone(tmp_path: Path, width: int) -> None:
+    copy(played("offline-day")[0] / "report.html", tmp_path)
+    assert laid_out(tmp_path, "report.html", width) == Layout(width, COLUMNS[width])
 
 
 @pytest.mark.slow
