@@ -75,11 +75,13 @@ def evidence(facts: Facts) -> Figure | None:
             ),
             lines=((0, "zero", "no change"), (-100 * settings.margin, "margin", f"margin of {margin} points")),
         ),
-        caption=f"A bar reaches {z:.2f} standard errors to either side, the noise of private reports included. Shadow "
-        f"opens wave 1 only if the whole bar lies right of the margin; something {margin} points worse then passes "
-        f"with a chance of at most {100 * settings.alpha:g} %, for windows drawn without replacement and reported "
-        "honestly. A wave halts only if the whole bar lies left of the margin: so few windows show a disaster, and "
-        "nothing finer. ‹ and › go on beyond the edge.",
+        caption=f"A bar reaches {z:.2f} standard errors to either side, the noise of private reports included. The "
+        "decision takes the error that it would have at the margin, and half a window more, so a bar that ends close "
+        "to the margin may have missed it. Shadow opens wave 1 only if the evidence lies that far right of the margin; "
+        f"something {margin} points worse then passes with a chance of at most {100 * settings.alpha:g} %, for "
+        "windows drawn without replacement and reported honestly. A wave halts if its evidence lies that far left of "
+        "the margin: so few windows show a disaster, and nothing finer. It also halts if fewer than half of its nodes "
+        "have reported when patience is over. ‹ and › go on beyond the edge.",
         columns=("judged", "outcome"),
         rows=tuple((entry.name, entry.note) for entry in entries),
     )

@@ -241,6 +241,13 @@ def test_a_timeline_whose_clock_jumped_is_drawn_by_played_hours_and_says_so() ->
     assert "lie far apart" not in rollouts.answering(facts()).caption
 
 
+def test_the_evidence_says_both_ways_in_which_a_wave_halts() -> None:
+    figure = rollouts.evidence(facts())
+    assert figure
+    assert "A wave halts if its evidence lies that far left of the margin" in figure.caption
+    assert "fewer than half of its nodes have reported when patience is over" in figure.caption
+
+
 def test_a_run_that_measured_no_model_of_its_own_has_a_report_all_the_same() -> None:
     given = facts()
     none = tuple(replace(row, alone=None, personal=None) for row in given.measured.own)
