@@ -32,6 +32,7 @@ def test_two_nodes_end_on_a_trained_release_and_leave_no_process(tmp_path: Path)
     outcome = json.loads(program.said)
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(outcome, SCHEMA)
+    assert outcome.keys() == SCHEMA["properties"].keys()
     assert (outcome["nodes"], outcome["nodes_promoted"], outcome["answers_failed"]) == (2, 2, 0)
     assert outcome["release"] >= 1
     assert 0 < outcome["epsilon_max"] <= 8

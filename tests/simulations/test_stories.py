@@ -11,6 +11,7 @@ from shutil import copy
 from tempfile import mkdtemp
 from typing import Any
 
+import jsonschema
 import pytest
 
 from coordinator.rollout import Phase
@@ -25,6 +26,7 @@ from tests.simulations.browser import COLUMNS, Layout, laid_out, needs_browser
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCHEMA = json.loads((ROOT / "docs" / "schemas" / "simulate.schema.json").read_text())
 
 # Without noise a run is the same every time; where the budget is the story, there must be one.
 FLAGS = {
@@ -64,6 +66,7 @@ def test_every_story_is_played_here_and_is_in_the_readme() -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_story_is_told_in_sentences_and_leaves_no_window_without_an_answer(name: str) -> None:
     folder, result = played(name)
+    jsonschema.validate(result, SCHEMA)
     story = result["story"]
     assert story == json.loads((folder / "story.json").read_bytes())
     assert (story["name"], story["title"]) == (name, STORIES[name].title)
