@@ -1,5 +1,6 @@
 """Flower's SuperLink inside our process: its Fleet API is an ASGI app, its state is a transport and never the truth."""
 
+import json
 import secrets
 import time
 from base64 import b64decode
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from flwr.app import Error, Message
+from flwr.app import Array, Error, Message
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import (
     NOOP_ACCOUNT_NAME,
@@ -31,6 +32,8 @@ from flwr.supercore.constant import (
 )
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
+    get_object_body,
+    get_object_head_values_from_object_content,
     get_object_tree,
     iterate_object_tree,
     no_object_id_recompute,
@@ -234,6 +237,8 @@ class EmbeddedGrid(WaitingGrid):
                 if size > self._longest.total:
                     return _failed(reply, "it is too long")
                 contents[part] = content
+            if _unfolded(contents) > self._longest.total:
+                return _failed(reply, "it is too long")
             whole: Any = inflate_object_from_contents(reply.metadata.message_id, contents)
         except NoObjectInStoreError:
             return _failed(reply, "its parts never came")
@@ -245,6 +250,17 @@ class EmbeddedGrid(WaitingGrid):
 
     def _tree(self, reply: Message) -> Any:
         return self._state.object_store.get_object_tree(reply.metadata.message_id)
+
+
+def _unfolded(contents: Mapping[str, bytes]) -> int:
+    """Bytes of all arrays among the objects: one of zeros names a chunk honestly many times, and anybody may."""
+    size = 0
+    for content in contents.values():
+        kind, chunks, _ = get_object_head_values_from_object_content(content)
+        if kind == Array.__qualname__:
+            named = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+            size += sum(len(contents[chunks[index]]) for index in named)
+    return size
 
 
 def _as_stored(whole: Message, reply: Message) -> Message:

@@ -1,6 +1,8 @@
 """Contracts with Flower's SuperLink, none of which is public: each does what we rely on."""
 
+import json
 import time
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,11 +11,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    add_header_to_object_body,
+    get_all_nested_objects,
+    get_object_body,
+    get_object_tree,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from coordinator import superlink
-from coordinator.reply import Longest
+from coordinator.reply import CHUNK, Longest
 from coordinator.superlink import EmbeddedGrid, SuperLink
 from fleet import flwr_compat
 from fleet.enrolment import pem
@@ -21,6 +28,7 @@ from fleet.errors import LinkError
 from fleet.signing import sha256
 
 MAX_BYTES = 100_000
+FOLDED = "folded"
 
 
 def key() -> bytes:
@@ -60,10 +68,10 @@ class Node:
         for part in self.rest:
             assert self.state.store_object(*part)
 
-    def answer(self, data: bytes = b"delta") -> Message:
+    def answer(self, data: bytes = b"delta", dtype: str = "float32") -> Message:
         asked = self.receive()
         assert asked is not None
-        content = RecordDict({"delta": ArrayRecord({"delta": Array("float32", (1,), "fleet.f32.v1", data)})})
+        content = RecordDict({"delta": ArrayRecord({"delta": Array(dtype, (1,), "fleet.f32.v1", data)})})
         return Message(content, reply_to=asked)
 
 
@@ -77,6 +85,19 @@ def grid(link: SuperLink) -> Iterator[EmbeddedGrid]:
     grid = link.grid(wait=lambda: time.sleep(0.01), longest=Longest(MAX_BYTES))
     yield grid
     grid.end()
+
+
+def let_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write an array of type ``FOLDED`` as one that names its only chunk over and over."""
+    honest = Array.deflate
+
+    def deflate(array: Array) -> bytes:
+        if array.dtype != FOLDED:
+            return honest(array)
+        body = json.loads(get_object_body(honest(array), Array)) | {"arraychunk_ids": [0] * 20_000}
+        return add_header_to_object_body(object_body=json.dumps(body).encode(), obj=array)
+
+    monkeypatch.setattr(Array, "deflate", deflate)
 
 
 def question(node: Node, text: str = "?", ttl: float = 60.0) -> Message:
@@ -153,6 +174,33 @@ def test_a_reply_that_is_too_long_is_an_error_and_not_in_memory(link: SuperLink,
     [reply] = grid.pull_messages(ids)
     assert reply.has_error()
     assert "too long" in str(reply.error.reason)
+
+
+def test_a_reply_that_names_one_chunk_many_times_is_too_long_before_it_is_unfolded(
+    link: SuperLink, grid: EmbeddedGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a megabyte would be gigabytes: an array names its chunks by a list of indices, and any of them again."""
+    let_fold(monkeypatch)
+    node = Node(link)
+    ids = list(grid.push_messages([question(node)]))
+    node.send(node.answer(bytes(10_000), FOLDED))
+    tracemalloc.start()
+    [reply] = grid.pull_messages(ids)
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
+    assert reply.has_error()
+    assert "too long" in str(reply.error.reason)
+
+
+def test_an_array_of_zeros_names_its_one_chunk_honestly_many_times(link: SuperLink) -> None:
+    zeros = bytes(3 * CHUNK)
+    grid = link.grid(wait=lambda: None, longest=Longest.of(len(zeros) // 4))
+    node = Node(link)
+    ids = list(grid.push_messages([question(node)]))
+    node.send(node.answer(zeros))
+    [reply] = grid.pull_messages(ids)
+    assert reply.content.array_records["delta"]["delta"].data == zeros
+    grid.end()
 
 
 def test_a_table_of_contents_that_is_too_long_is_an_error_before_any_part_came(

@@ -27,6 +27,7 @@ KEYED = f"{LINK}::test_a_key_has_one_id_for_ever_and_none_once_it_is_gone"
 ANSWERED = f"{LINK}::test_a_question_is_answered_once_and_nothing_is_left_behind"
 GIVEN_UP = f"{LINK}::test_a_run_that_flower_gave_up_is_followed_by_another"
 DIED = f"{LINK}::test_a_run_of_a_process_that_died_is_ended_by_the_next"
+UNFOLDED = f"{LINK}::test_a_reply_that_names_one_chunk_many_times_is_too_long_before_it_is_unfolded"
 CARRIED = f"{COMPAT}::test_flowers_client_hands_each_request_to_its_interceptors"
 IDENTIFIED = f"{COMPAT}::test_an_identified_process_asks_as_the_coordinator_and_for_its_run"
 
@@ -60,6 +61,8 @@ CONTRACTS = {
     "flwr.supercore.primitives.asymmetric.bytes_to_public_key": KNOWN,
     "flwr.supercore.primitives.asymmetric.verify_signature": KNOWN,
     "flwr.supercore.inflatable.inflatable_object.get_all_nested_objects": CLAIMED,
+    "flwr.supercore.inflatable.inflatable_object.get_object_body": UNFOLDED,
+    "flwr.supercore.inflatable.inflatable_object.get_object_head_values_from_object_content": UNFOLDED,
     "flwr.supercore.inflatable.inflatable_object.get_object_tree": CLAIMED,
     "flwr.supercore.inflatable.inflatable_object.get_object_type_from_object_content": CLAIMED,
     "flwr.supercore.inflatable.inflatable_object.iterate_object_tree": CLAIMED,

@@ -30,6 +30,7 @@ from node.transport import Transport
 from tests.coordinator.conftest import SETTINGS, SIZE, TASK, Fleet, Sent, delta_of, key_of, warm_start
 from tests.coordinator.served import ask
 from tests.coordinator.test_admission import Attack, Scene, spoiled
+from tests.coordinator.test_superlink import FOLDED, let_fold
 from tests.coordinator.wearer import Wearer
 from tests.node.conftest import Toy
 from tests.transports.networks import Embedded, Node, events, now
@@ -44,6 +45,7 @@ class Hostile(Wearer):
 
     attack: Attack
     bases: dict[int, str]
+    dtype = "float32"
 
     def _answer(self, message: Message) -> RecordDict:
         record = message.content.config_records["instruction"]
@@ -53,7 +55,7 @@ class Hostile(Wearer):
             return RecordDict()
         self.asked.append(wish.round)
         sent = self.attack(self.scene(wish))
-        delta = Array("float32", (len(sent.payload) // 4,), sent.codec, sent.payload)
+        delta = Array(self.dtype, (len(sent.payload) // 4,), sent.codec, sent.payload)
         fields = ConfigRecord({"body": sent.sealed.body, "signature": sent.sealed.signature})
         return RecordDict({"update": fields, "delta": ArrayRecord({"delta": delta})})
 
@@ -168,6 +170,17 @@ def test_a_reply_longer_than_any_honest_one_is_not_read_and_the_round_goes_on(fi
     field.play(lambda s: replace(s(), payload=bytes(200_000)), over=lambda: len(field.logged("no-update")) > before)
     assert field.logged("no-update")[before:] == ["failed"]
     assert "`failed`" in DOCS
+
+
+def test_a_reply_that_would_unfold_into_gigabytes_is_not_read_either(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_fold(monkeypatch)
+    monkeypatch.setattr(field.mallory, "dtype", FOLDED)
+    before, refused = len(field.logged("no-update")), len(field.logged("refused"))
+    field.play(lambda s: s(), over=lambda: len(field.logged("no-update")) > before)
+    assert field.logged("no-update")[before:] == ["failed"]
+    assert field.logged("refused")[refused:] == []
 
 
 # over HTTP, while a round is open
