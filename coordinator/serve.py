@@ -129,7 +129,7 @@ def _opened(
     from coordinator.api.gate import Gate, Limits
     from coordinator.reply import Longest
     from coordinator.service import Service
-    from coordinator.superlink import SuperLink
+    from coordinator.superlink import SuperLink, own_replies
     from coordinator.tokens import Tokens
 
     record = EventLog(folder / "events.jsonl", _now).record("coordinator")
@@ -159,7 +159,7 @@ def _opened(
     token = _admin_token(folder / ADMIN_TOKEN)
     admin = admin_app(service, token, clock=_now, record=record)
     limits = Limits(Longest.of(coordinator.size))
-    gate = Gate(superlink.app, device, superlink.knows, limits, record=record)
+    gate = Gate(superlink.app, device, superlink.knows, own_replies, limits, record=record)
     return _Doors(service, gate, admin, token, record)
 
 

@@ -23,6 +23,7 @@ from flwr.common.constant import (
     Status,
     SubStatus,
 )
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.supercore import date
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
@@ -108,6 +109,24 @@ class SuperLink:
     def grid(self, *, wait: Callable[[], None], longest: Longest) -> "EmbeddedGrid":
         """Begin the run of this process; no longer reply is read than ``longest``."""
         return EmbeddedGrid(self._state, wait=wait, longest=longest)
+
+
+def own_replies(body: bytes) -> bool:
+    """Whether all that a node pushes to Flower answers something, in its own name and under one table of contents.
+
+    Flower checks a request's node against its key, but not a message's sender against either; it delivers what answers
+    nothing as a question. Whether what is answered was asked of this node, and still is, it does check: a reply that
+    comes too late is taken and dropped.
+    """
+    try:
+        request = PushMessagesRequest.FromString(body)
+    except Exception:  # noqa: BLE001 - a node may have sent anything
+        return False
+    replies = [message.metadata for message in request.messages_list]
+    tables = [table.object_id for table in request.message_object_trees]
+    return tables == [reply.message_id for reply in replies] != [] and all(
+        reply.src_node_id == request.node.node_id and reply.reply_to_message_id for reply in replies
+    )
 
 
 class EmbeddedGrid(WaitingGrid):

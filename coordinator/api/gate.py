@@ -21,6 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Mapping[bytes, bytes]
 
 FLEET = re.compile(r"/v1/fleet/[a-z-]{1,40}")
+PUSH = "/v1/fleet/push-messages"
 DEVICE = re.compile(r"/api/v1/[A-Za-z0-9_./-]{1,300}")
 CALL = 4096  # bytes of whatever else a node says to Flower
 SMALL = 64 * 1024  # bytes of every body that anybody may send and that are always taken
@@ -63,14 +64,21 @@ class Gate:
         fleet: App,
         device: App,
         knows: Callable[[Headers], bool],
+        replies: Callable[[bytes], bool],
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         record: Record = ignore,
     ) -> None:
-        """``knows`` says whether a request to Flower, by its headers, is of a node: it may take its time."""
+        """What must be known of requests to Flower.
+
+        Args:
+            knows: Whether one, by its headers, is of a node; it may take its time.
+            replies: Whether the body of one to ``PUSH`` is of its sender's own replies; it must be quick.
+        """
         self._fleet = fleet
         self._device = device
         self._knows = knows
+        self._replies = replies
         self._limits = limits
         self._clock = clock
         self._held: Counter[str] = Counter()
@@ -88,6 +96,8 @@ class Gate:
             app, most = self._door(scope)
             self._count(scope)
             body = await self._body(scope, receive, most, place)
+            if scope["path"] == PUSH and not self._replies(body):
+                raise RefusedError("not-a-reply", "nodes send Flower their own replies, and nothing else")
             await app(scope, _replay(body, receive), self._watched(send, scope) if app is self._fleet else send)
         except RefusedError as refused:
             self._note(refused, scope["path"])

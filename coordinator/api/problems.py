@@ -25,6 +25,7 @@ STATUS = {
     "replayed": 401,
     "revoked": 403,
     "invitation": 403,
+    "not-a-reply": 403,
     "not-found": 404,
     "method": 405,
     "slow": 408,

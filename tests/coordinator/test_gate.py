@@ -42,10 +42,13 @@ class Door:
         self.fleet, self.device, self.time = Echo("fleet"), Echo("device"), Time()
         self.recorded: list[tuple[str, str]] = []
         named = {"longest": Longest(10 * SMALL)} | limits
-        self.gate = Gate(self.fleet, self.device, self._knows, Limits(**named), self.time, self._record)
+        self.gate = Gate(self.fleet, self.device, self._knows, self._replies, Limits(**named), self.time, self._record)
 
     def _knows(self, headers: Headers) -> bool:
         return headers.get(b"flwr-public-key") == b"a node's"
+
+    def _replies(self, body: bytes) -> bool:
+        return body != b"forged"
 
     def _record(self, event: str, **fields: Any) -> None:
         assert event == "request-refused"
@@ -164,6 +167,16 @@ def test_much_is_taken_only_from_a_node() -> None:
     reply = door.ask("/v1/fleet/push-object", b"x" * SMALL, b"x")
     assert (reply[0], code(reply)) == (401, "unknown-node")
     assert door.ask("/v1/fleet/push-object", b"x" * SMALL, b"x", headers=NODE)[0] == 200
+
+
+def test_what_a_node_pushes_is_its_own_reply_and_whatever_else_it_calls_is_not_looked_into() -> None:
+    door = Door()
+    reply = door.ask("/v1/fleet/push-messages", b"forged", headers=NODE)
+    assert (reply[0], code(reply)) == (403, "not-a-reply")
+    assert door.recorded == [("not-a-reply", "/v1/fleet/push-messages")]
+    assert door.ask("/v1/fleet/push-messages", b"honest", headers=NODE)[0] == 200
+    assert door.ask("/v1/fleet/push-object", b"forged", headers=NODE)[0] == 200
+    assert door.fleet.bodies == [b"honest", b"forged"]
 
 
 def test_a_body_of_two_gigabytes_costs_no_memory() -> None:

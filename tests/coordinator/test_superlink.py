@@ -3,14 +3,18 @@
 import json
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node as NodeProto
 from flwr.supercore.inflatable.inflatable_object import (
     add_header_to_object_body,
     get_all_nested_objects,
@@ -21,7 +25,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from coordinator import superlink
 from coordinator.reply import CHUNK, Longest
-from coordinator.superlink import EmbeddedGrid, SuperLink
+from coordinator.superlink import EmbeddedGrid, SuperLink, own_replies
 from fleet import flwr_compat
 from fleet.enrolment import pem
 from fleet.errors import LinkError
@@ -231,6 +235,39 @@ def test_a_reply_bears_the_sender_that_flower_checked_and_not_the_one_it_claims(
     forged.metadata.__dict__["_reply_to_message_id"] = ids[0]
     with pytest.raises(AssertionError):  # Flower takes it from nobody but the node that was asked
         node.send(forged)
+
+
+def pushed(**changes: Any) -> bytes:
+    """What node 7 sends to reply to what it was asked, but for ``changes`` of the message's metadata."""
+    flwr_compat.identify(42)
+    asked = Message(RecordDict(), 7, "train.update")
+    flwr_compat.number(asked, sha256(b"asked"))
+    reply = Message(RecordDict(), reply_to=asked)
+    flwr_compat.number(reply, reply.object_id)
+    tree = get_object_tree(reply)
+    for name, value in changes.items():
+        reply.metadata.__dict__[f"_{name}"] = value
+    request = PushMessagesRequest(
+        node=NodeProto(node_id=7), messages_list=[message_to_proto(reply)], message_object_trees=[tree]
+    )
+    return bytes(request.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("body", "own"),
+    [
+        pytest.param(lambda: pushed(), True, id="a reply"),
+        pytest.param(lambda: pushed(reply_to_message_id=""), False, id="a question"),
+        pytest.param(lambda: pushed(src_node_id=8), False, id="in another's name"),
+        pytest.param(lambda: pushed(src_node_id=flwr_compat.COORDINATOR_ID), False, id="in our name"),
+        pytest.param(lambda: pushed(message_id=sha256(b"other")), False, id="under another table"),
+        pytest.param(lambda: pushed() + pushed(src_node_id=8), False, id="a reply and another's"),
+        pytest.param(lambda: b"", False, id="nothing"),
+        pytest.param(lambda: b"\xff", False, id="nonsense"),
+    ],
+)
+def test_a_node_pushes_replies_in_its_own_name(body: Callable[[], bytes], own: bool) -> None:
+    assert own_replies(body()) is own
 
 
 def test_a_node_that_went_away_is_an_error_at_once(link: SuperLink, grid: EmbeddedGrid) -> None:

@@ -80,6 +80,7 @@ CONTRACTS = {
     "flwr.superlink.config_loader.SuperLinkLifespanConfig": KEYED,
     "flwr.superlink.main.create_app": KEYED,
     "flwr.supernode.fleet_http_client.FleetHttpClient": CLAIMED,
+    "PushMessagesRequest.FromString": f"{LINK}::test_a_node_pushes_replies_in_its_own_name",
     "Run.create_empty": f"{COMPAT}::test_an_empty_run_has_its_number_and_no_code",
     "TaskIdentity.node_id": IDENTIFIED,
     "TaskIdentity.run_id": IDENTIFIED,

@@ -23,7 +23,7 @@ from coordinator.founding import found
 from coordinator.reply import Longest
 from coordinator.round import Round, RoundState
 from coordinator.server_app import UPDATE, Reports, server_app
-from coordinator.superlink import SuperLink
+from coordinator.superlink import SuperLink, own_replies
 from coordinator.tokens import Tokens
 from fleet import flwr_compat
 from fleet.enrolment import pem
@@ -176,7 +176,8 @@ class Network:
         self.access = Access(self.coordinator, self.directory, tokens, address, clock=now, record=record)
         status = {"round": None, "shelf": 1, "poll_s": 1}
         device = device_app(self.access, repository.folder, status=lambda: dict(status), clock=now, record=record)
-        stack.enter_context(listener.serving(Gate(self.fleet_app, device, self.knows, Limits(LONGEST), record=record)))
+        gate = Gate(self.fleet_app, device, self.knows, own_replies, Limits(LONGEST), record=record)
+        stack.enter_context(listener.serving(gate))
 
     # a transport
 

@@ -14,26 +14,25 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from coordinator.server_app import UPDATE
 from fleet import flwr_compat
 from fleet.enrolment import Enrolment, TokenRequest
+from fleet.errors import RefusedError
 from fleet.flwr_compat import FleetApi
 from fleet.messages import CODEC, Update, UpdateInstruction, encode, update_key
 from fleet.quantization import Template
 from fleet.signing import Sealed, sha256
 from fleet.weights import Flat
-from node.coordinator_client import CoordinatorClock
 from node.link import FlowerPost
-from node.transport import Transport
 from tests.coordinator.conftest import SETTINGS, SIZE, TASK, Fleet, Sent, delta_of, key_of, warm_start
 from tests.coordinator.served import ask
 from tests.coordinator.test_admission import Attack, Scene, spoiled
 from tests.coordinator.test_superlink import FOLDED, let_fold
 from tests.coordinator.wearer import Wearer
 from tests.node.conftest import Toy
-from tests.transports.networks import Embedded, Node, events, now
+from tests.transports.networks import Embedded, events, now
 
 YEAR = timedelta(days=366)
 TWO_GB = 2**31
@@ -236,6 +235,29 @@ def stranger_at_flowers_door(field: Field) -> str:
     return "unknown-node"
 
 
+def question(node: int) -> Message:
+    """What we might ask a node, and did not."""
+    asked = Message(RecordDict({"instruction": ConfigRecord({"body": b"learn"})}), node, UPDATE)
+    flwr_compat.number(asked, asked.object_id)
+    return asked
+
+
+def told_flower(field: Field, message: Message) -> str:
+    """The code that mallory's message to Flower is answered by."""
+    mallory = field.mallory
+    try:
+        FleetApi(FlowerPost(mallory.transport, mallory.flower_key, mallory.clock)).push(
+            mallory.welcome.flower_id, message
+        )
+    except RefusedError as refused:
+        return refused.code
+    return ""
+
+
+def victim(field: Field) -> int:
+    return field.honest[0].welcome.flower_id
+
+
 REQUESTS: dict[str, tuple[str, Request]] = {
     "clock a year slow": ("clock", lambda f: posted(f, "token", token_request(f, "mallory", late=YEAR))),
     "clock a year fast": ("clock", lambda f: posted(f, "token", token_request(f, "mallory", late=-YEAR))),
@@ -255,6 +277,11 @@ REQUESTS: dict[str, tuple[str, Request]] = {
     "unsigned": (
         "signature",
         lambda f: posted(f, "token", Sealed(token_request(f, "mallory").body, b"")),
+    ),
+    "a question to another node": ("not-a-reply", lambda f: told_flower(f, question(victim(f)))),
+    "another node's reply": (
+        "not-a-reply",
+        lambda f: told_flower(f, Message(RecordDict(), reply_to=question(victim(f)))),
     ),
     "a stranger at Flower's door": ("unknown-node", stranger_at_flowers_door),
 }
@@ -279,35 +306,34 @@ def test_a_bad_request_is_refused_once_and_the_open_rounds_aggregate_is_the_one_
     assert f"`{code}`" in DOCS
 
 
+@pytest.mark.parametrize("given", [RecordDict(), Error(2, "crashed")], ids=["content", "an error"])
+def test_a_reply_to_what_nobody_waits_for_any_more_is_taken_and_dropped(
+    field: Field, given: RecordDict | Error
+) -> None:
+    """A round may close between a node's ask and its answer: that is no reason for its link to back off."""
+    state = field.network.grid._state  # type: ignore[attr-defined]
+    before = state.num_message_ins(), state.num_message_res(), len(state.object_store)
+    assert told_flower(field, Message(given, reply_to=question(field.mallory.welcome.flower_id))) == ""
+    assert (state.num_message_ins(), state.num_message_res(), len(state.object_store)) == before
+
+
 # to a node
 
 
-def test_an_instruction_forged_by_another_node_is_refused_once_and_nothing_is_learned(tmp_path: Path, toy: Toy) -> None:
-    """Flower's own routing lets an enrolled node write to another one in the server's name."""
+def test_an_instruction_that_we_did_not_sign_is_refused_once_and_nothing_is_learned(tmp_path: Path, toy: Toy) -> None:
+    """As if it had come past the gate: a node believes the signature and not Flower's routing."""
     with ExitStack() as stack:
         network = Embedded(tmp_path / "coordinator", toy, stack)
-        anna, ben, mallory = (network.join(name) for name in ("anna", "ben", "mallory"))
+        anna, ben = (network.join(name) for name in ("anna", "ben"))
         network.until_online(anna)
-        network.disconnect(mallory)
         base = network.coordinator.bases.newest()
         wish = UpdateInstruction("toy", now() + timedelta(minutes=5), 1, base.number, base.payload)
         before = anna.dump()
-        push(network, mallory, anna, wish.sealed(key_of("mallory")))
+        sealed = wish.sealed(key_of("mallory"))
+        record = ConfigRecord({"body": sealed.body, "signature": sealed.signature})
+        network.grid.push_messages([Message(RecordDict({"instruction": record}), network.id_of(anna), UPDATE)])
         network.until(lambda: bool(anna.events("instruction-refused")))
         assert anna.dump() == before
         round_ = network.play(anna, ben)
         assert len(anna.events("instruction-refused")) == 1
         assert len(network.coordinator.registry.rounds.entries(round_)) == 2
-
-
-def push(network: Embedded, by: Node, to: Node, sealed: Sealed) -> None:
-    """Leave a message for a node in the server's name, through the Fleet API."""
-    transport = Transport(network.url)
-    api = FleetApi(FlowerPost(transport, by.membership().flower_key, CoordinatorClock(now)))
-    own = network.id_of(by)
-    assert api.heartbeat(own, 30.0)
-    record = ConfigRecord({"body": sealed.body, "signature": sealed.signature})
-    forged = Message(RecordDict({"instruction": record}), network.id_of(to), UPDATE)
-    assert forged.metadata.src_node_id == flwr_compat.COORDINATOR_ID
-    api.push(own, forged)
-    transport.close()
