@@ -5,6 +5,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,11 +212,14 @@ def set_weights(model: "torch.nn.Module", flat: Flat) -> None:
 def load(reference: str, folder: Path) -> Task:
     """The task that ``reference`` names: ``task.py:TASK``, relative to ``folder``, or ``package.module:TASK``.
 
+    What its code prints goes to standard error: standard output is for what a command has to say.
+
     Raises:
         TaskError: The file, the module or the name is not there, it fails, or it is no ``Task``.
     """
     place, _, name = reference.partition(":")
-    module = _imported(place) if _MODULE.fullmatch(place) and not place.endswith(".py") else _file(folder / place)
+    with redirect_stdout(sys.stderr):
+        module = _imported(place) if _MODULE.fullmatch(place) and not place.endswith(".py") else _file(folder / place)
     task = getattr(module, name or "TASK", None)
     if not isinstance(task, Task):
         raise TaskError(f"{place} has no Task named {name or 'TASK'}")

@@ -86,7 +86,10 @@ def _outcome(child: "subprocess.Popen[bytes]", order: bytes, said: IO[bytes]) ->
             child.stdin.write(order)
     found = child.stdout.read() if child.stdout else b""
     if child.wait() == 0:
-        outcome: dict[str, Any] = json.loads(found)
+        try:
+            outcome: dict[str, Any] = json.loads(found)
+        except ValueError as error:  # a task's code may end the process as it likes
+            raise FleetError("it ended without an outcome") from error
         return outcome
     said.seek(0)
     lines = said.read().decode(errors="replace").strip().splitlines() or [f"ended with {child.returncode}"]

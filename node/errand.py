@@ -1,6 +1,7 @@
 """What a node does in a process of its own, so that its memory goes back and its death hurts no answer.
 
 ``python -P -m node.errand`` reads one line of JSON, the order, and writes one, the outcome; it ends with its parent.
+What else is printed meanwhile, by a task's code for example, goes to standard error.
 """
 
 import json
@@ -30,6 +31,9 @@ NICENESS = 10
 
 def main() -> None:
     """Run one errand; a known error is one line and its exit code."""
+    said = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr  # in one order with the error, which is the last line
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.nice(NICENESS)
@@ -38,7 +42,7 @@ def main() -> None:
     except FleetError as error:
         print(str(error), file=sys.stderr)
         sys.exit(error.exit_code)
-    print(json.dumps(outcome), flush=True)
+    print(json.dumps(outcome), file=said, flush=True)
 
 
 def _run(order: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,7 +81,7 @@ class Resident:
             thread.start()
         try:
             while not self._stop.is_set():
-                self.agent.mind()
+                self._survive(self.agent.mind)
                 self._wake.wait(BUSY_S if self.agent.on_trial else IDLE_S)
                 self._wake.clear()
         finally:
@@ -105,7 +105,14 @@ class Resident:
         """Rounds are learned for beside everything else: a session takes seconds, on small devices minutes."""
         while self._wished.wait() and not self._stop.is_set():
             self._wished.clear()
-            self.agent.learn()
+            self._survive(self.agent.learn)
+
+    def _survive(self, part: Callable[[], None]) -> None:
+        """A fault of ours, or of a task's code, ends no thread: the next time may be better."""
+        try:
+            part()
+        except Exception as error:  # noqa: BLE001 - whatever it is, answers go on
+            self._record("failed", part=part.__name__, reason=repr(error))
 
     def _talk(self) -> None:
         if self._link is None:

@@ -16,6 +16,7 @@ from fleet.events import ignore
 from fleet.settings import Settings
 from node import recorder, resident
 from node.admission import admit
+from node.agent import Agent
 from node.client import Client
 from node.identity import Identity
 from node.promotion import StageLog
@@ -99,6 +100,27 @@ def test_I11_a_full_disk_stops_no_answer_and_labels_are_taken_again_when_there_i
         running.close()
     assert running.events()[-1]["event"] == "stopped"
     assert any(event.get("lost") for event in running.events())
+
+
+def test_a_fault_of_ours_ends_neither_answers_nor_the_next_try(
+    provisioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = threading.Semaphore(0)
+
+    def mind(agent: Agent) -> None:
+        calls.release()
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(resident, "IDLE_S", 0.01)
+    monkeypatch.setattr(Agent, "mind", mind)
+    running = Running(shutil.copytree(provisioned, tmp_path / "node"))
+    try:
+        assert all(calls.acquire(timeout=10) for _ in range(3))
+        assert running.client.infer(X).index == 1
+        assert running.runs
+    finally:
+        running.close()
+    assert {"event": "failed", "part": "mind", "reason": "ValueError('a fault')"}.items() <= running.events()[2].items()
 
 
 def test_a_damaged_page_of_the_store_stops_no_answer(provisioned: Path, tmp_path: Path) -> None:

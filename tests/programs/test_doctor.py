@@ -176,6 +176,14 @@ def test_an_ill_node_ends_the_command_with_2_after_the_whole_list(patient: Patie
     assert shown.returncode == 2
 
 
+def test_what_a_task_prints_is_not_in_the_way_of_the_findings(patient: Patient) -> None:
+    with open(patient.folder.parent / "task.py", "a") as code:
+        code.write("print('loaded')")
+    shown = edgefleet("node", "doctor", "--folder", str(patient.folder), "--format", "json")
+    assert [one["part"] for one in json.loads(shown.stdout) if one["well"]] == PARTS
+    assert shown.stderr == "loaded\n"
+
+
 def test_what_belongs_to_no_node_is_not_examined(patient: Patient, tmp_path: Path) -> None:
     with pytest.raises(TrustError, match="edgefleet node enrol"):
         examine(tmp_path)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,7 +17,9 @@ import pytest
 
 from coordinator.admin_client import AdminClient
 from fleet.errors import FleetError
+from fleet.messages import UpdateInstruction
 from fleet.quantization import Template
+from fleet.task import Windows
 from node.children import Children
 from node.client import Client
 from node.coordinator_client import CoordinatorClock
@@ -29,6 +32,7 @@ from tests.programs.test_enrol import invited, joined
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 TASK = f"{ROOT / 'tests' / 'coordinator' / 'tiny.py'}:TASK"
+TINY = (ROOT / "tests" / "coordinator" / "tiny.py").read_text()
 X = np.linspace(-3, 3, 4, dtype=np.float32)
 # Who was asked and killed is asked again after a third of the deadline; a round that was missed is followed by another.
 AGAIN = {'"1h"': '"5s"', '"1m"': '"45s"', "every_rounds = 1": "every_rounds = 100"}
@@ -165,3 +169,34 @@ def test_children_begun_after_the_end_are_ended_too(node: Node) -> None:
     children.stop()
     with visit(node.folder, CoordinatorClock(clock)) as agent, pytest.raises(FleetError, match="ended with -9"):
         children.pull(agent)
+
+
+def with_code(folder: Path, admin: AdminClient, code: str) -> Path:
+    """A node whose task has this code; it has seen something to learn from."""
+    (folder / "task.py").write_text(code)
+    joined(folder / "node", invited(admin, folder.name), f"{folder / 'task.py'}:TASK")
+    with visit(folder / "node", CoordinatorClock(clock)) as agent:
+        agent.buffer.keep(Windows(X[None], np.array([1])))
+    return folder / "node"
+
+
+def learned(folder: Path, home: Path) -> list[int]:
+    """The bases of the sessions that a child learned."""
+    with closing(sqlite3.connect(home / "registry.db")) as registry:
+        [(digest,)] = registry.execute("select payload from base where number = 0")
+    expires = clock() + timedelta(minutes=1)
+    with visit(folder, CoordinatorClock(clock)) as agent:
+        Children(timedelta).learn(agent, UpdateInstruction("tiny", expires, round=1, base=0, base_digest=digest))
+        return agent.outbox.unsent()
+
+
+def test_what_a_tasks_code_prints_is_not_taken_for_the_outcome(admin: AdminClient, home: Path, tmp_path: Path) -> None:
+    spoken = TINY.replace("    return", "    import os\n    os.write(1, b'{}')\n    print('made')\n    return")
+    folder = with_code(tmp_path, admin, f"{spoken}\nprint('loaded')\n")
+    assert learned(folder, home) == [0]
+
+
+def test_code_that_ends_its_process_is_an_error_like_any_other(admin: AdminClient, home: Path, tmp_path: Path) -> None:
+    folder = with_code(tmp_path, admin, TINY.replace("    return", "    raise SystemExit(0)\n    return"))
+    with pytest.raises(FleetError, match="without an outcome"):
+        learned(folder, home)
