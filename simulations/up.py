@@ -213,13 +213,13 @@ class Fleet:
         """Wall seconds since the beginning."""
         return time.monotonic() - self._began
 
-    def is_promoted(self) -> bool:
-        """Whether every node has committed a release that was trained."""
-        found = [wearer.status() for wearer in self.wearers]
-        done = all(one["release"] and one["candidate"] is None for one in found)
-        if done and "promoted" not in self.seconds:
+    def promoted(self) -> int:
+        """How many nodes have committed a release that was trained."""
+        assert self.admin is not None  # noqa: S101 - after ``start``
+        count = committed([wearer.status() for wearer in self.wearers], self.admin.get("releases"))
+        if count == len(self.wearers) and "promoted" not in self.seconds:
             self._mark("promoted")
-        return done
+        return count
 
     def stop(self) -> None:
         """End everything: those who wear the watches, the nodes, the coordinator. Nothing interrupts that."""
@@ -278,6 +278,12 @@ def running(fleet: Fleet) -> Iterator[Fleet]:
         yield fleet
     finally:
         fleet.stop()
+
+
+def committed(standing: list[dict[str, Any]], releases: list[dict[str, Any]]) -> int:
+    """How many nodes ended on a release that was trained; a withdrawal has a higher number and old weights."""
+    trained = {release["number"] for release in releases if release["base"] > 0 and not release["withdraws"]}
+    return sum(one["release"] in trained and one["candidate"] is None for one in standing)
 
 
 def split(recording: Recording) -> tuple[Windows, Windows]:

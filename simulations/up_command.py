@@ -49,9 +49,9 @@ def up(
 def _watch(fleet: "Fleet", view: "UpView", *, until_promoted: bool) -> None:
     while True:
         fleet.check()
-        overview, promoted = fleet.overview(), fleet.is_promoted()
+        overview, promoted = fleet.overview(), fleet.promoted()
         view.show(fleet, overview)
-        if promoted and until_promoted:
+        if until_promoted and promoted == len(fleet.wearers):
             return
         if until_promoted and _is_over(overview):
             raise FleetError("the plan is over and not every node has committed a trained release; see the events")
@@ -69,7 +69,7 @@ def _outcome(fleet: "Fleet", folder: Path) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "nodes": len(standing),
-        "nodes_promoted": sum(bool(one["release"]) and one["candidate"] is None for one in standing),
+        "nodes_promoted": fleet.promoted(),
         "release": min(one["release"] or 0 for one in standing),
         "rounds": overview["rounds"]["done"],
         "updates_counted": overview["updates_counted"],
