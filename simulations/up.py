@@ -223,7 +223,7 @@ class Fleet:
 
     def stop(self) -> None:
         """End everything: those who wear the watches, the nodes, the coordinator. Nothing interrupts that."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         for wearer in self.wearers:
             wearer.stop()

@@ -37,7 +37,9 @@ def up(
         raise UsageError(f"{folder} is not empty; choose another --out")
     worn = sorted(TASK.devices().items())
     chosen = dict(worn[:: len(worn) // nodes][:nodes])
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # whoever ends us ends all of it
+    for number in (signal.SIGTERM, signal.SIGHUP):  # whoever ends us, or our terminal, ends all of it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.getsignal(signal.SIGINT))
     with running(Fleet(folder, chosen)) as fleet, UpView(quiet=format_ is Format.JSON) as view:
         for step in fleet.start():
             view.say(step)

@@ -52,7 +52,8 @@ def running(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("moment", "number"), [(starting, signal.SIGTERM), (enrolling, signal.SIGINT), (running, signal.SIGINT)]
+    ("moment", "number"),
+    [(starting, signal.SIGTERM), (enrolling, signal.SIGHUP), (enrolling, signal.SIGINT), (running, signal.SIGINT)],
 )
 def test_interrupted_at_any_moment_and_impatiently_it_leaves_no_process(
     tmp_path: Path, moment: Callable[[Path], bool], number: int
