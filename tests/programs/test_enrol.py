@@ -15,7 +15,9 @@ from fleet.enrolment import Invitation
 from fleet.errors import TrustError
 from node.enrolment import join
 from node.status import status
-from tests.programs.program import edgefleet, only_line
+from tests.programs.program import ROOT, edgefleet, only_line
+
+TINY = (ROOT / "tests" / "coordinator" / "tiny.py").read_text()
 
 
 def invited(admin: AdminClient, name: str) -> Invitation:
@@ -79,6 +81,29 @@ def test_a_refused_invitation_is_one_clear_line_and_the_folder_waits_for_a_good_
     good = invited(admin, f"{name}-again") if "ask for another" in line else good
     joined(folder, good)
     assert (status(folder)["name"], status(folder)["release"]) == (good.name, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(None, "is not there"), (TINY.replace('"run"', '"flying"'), "is not the task that this node was enrolled for")],
+    ids=["nothing there", "another task"],
+)
+def test_a_node_that_could_not_learn_is_told_at_once_and_goes_on_with_the_right_code(
+    code: str | None, said: str, admin: AdminClient, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / "task.py", tmp_path / "node"
+    if code:
+        file.write_text(code)
+    invitation = invited(admin, tmp_path.name)
+    shown = edgefleet("node", "enrol", str(invitation), "--folder", str(folder), "--task", f"{file}:TASK")
+    assert said in only_line(shown.stderr)
+    assert (shown.returncode, shown.stdout) == (3, "")
+    with pytest.raises(TrustError, match="edgefleet node enrol"):
+        status(folder)
+    file.write_text(TINY)
+    joined(folder, invitation, f"{file}:TASK")
+    joined(folder, invitation)
+    assert status(folder)["learns"]
 
 
 def test_a_node_enrols_once_and_its_folder_belongs_to_no_other(admin: AdminClient, tmp_path: Path) -> None:
