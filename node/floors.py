@@ -6,7 +6,8 @@ from typing import Protocol
 
 from node.store import transaction
 
-CLOCK = "clock"  # seconds since 1970, UTC
+CLOCK = "clock"  # when metadata was last verified, to the hour; seconds since 1970, UTC
+SERVING = "serving"  # the newest release that everybody may serve
 _CLOCK_STEP = 3600  # a floor an hour low costs an hour of freshness; a write a minute costs the flash
 _HIGHEST = 2**63 - 1  # what SQLite can hold; a thief of a key may sign any number
 

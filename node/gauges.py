@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fleet.errors import TamperedError
 from fleet.privacy.gaussian import Budget
+from node.floors import CLOCK, SERVING, SqliteFloors
 from node.ledger import Ledger
 from node.metrics import Gauge
 from node.promotion import StageLog
@@ -33,12 +34,15 @@ class NodeGauges:
             return [_readable(False)]
 
     def _of(self, store: sqlite3.Connection) -> Iterator[Gauge]:
-        stages = StageLog(store)
-        active, newest = stages.serving()[0], stages.newest()
-        if active is not None and newest is not None:
+        active, floors = StageLog(store).serving()[0], SqliteFloors(store).read()
+        if active is not None:
+            behind = max(0, floors.get(SERVING, 0) - active)
             yield Gauge("edgefleet_active_release", "Number of the release that answers.", active)
             yield Gauge("edgefleet_active_release_age_seconds", "Time since it began to answer here.", self._age_s())
-            yield Gauge("edgefleet_releases_behind", "Releases newer than it that were offered here.", newest - active)
+            yield Gauge("edgefleet_releases_behind", "How far its number is below the one for everybody.", behind)
+        if CLOCK in floors:
+            age_s = max(0.0, self._clock().timestamp() - floors[CLOCK])
+            yield Gauge("edgefleet_last_pull_age_seconds", "Time since the last pull; up to two hours is usual.", age_s)
         yield Gauge("edgefleet_epsilon_spent", "Largest epsilon of a partition.", Ledger(store, self._budget).epsilon())
         yield Gauge("edgefleet_epsilon_budget", "The epsilon that no partition may pass.", self._budget.epsilon)
         yield Gauge("edgefleet_buffer_examples", "Examples kept for learning.", _count(store, "example"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from fleet.errors import TrustError
 from node.buffer import Buffer
+from node.floors import CLOCK, SqliteFloors
 from node.identity import Identity, require_node
 from node.ledger import Ledger
 from node.membership import Membership
@@ -52,9 +53,16 @@ def _of(store: sqlite3.Connection, identity: Identity, membership: Membership | 
         "examples": len(buffer),
         "updates_sent": _count(store, "session where round is not null"),
         "updates_waiting": _count(store, "session where round is null"),
+        "last_pull": _last_pull(store),
         "answers": _count(store, "reading"),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _last_pull(store: sqlite3.Connection) -> str | None:
+    """When the coordinator's metadata was last verified here, to the hour."""
+    seconds = SqliteFloors(store).read().get(CLOCK)
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _count(store: sqlite3.Connection, what: str) -> int:

@@ -8,6 +8,7 @@ from fleet.messages import UpdateInstruction
 from fleet.privacy.noise import LatticeGaussian
 from fleet.release import Rollout
 from node.catalog import Catalog
+from node.floors import SERVING
 from node.installer import Fetcher, Installer
 from node.learner import Learner
 from node.learning import Learning
@@ -41,6 +42,7 @@ class InProcess:
             catalog.refresh()
             rollout = catalog.rollout()
             if rollout:
+                agent.floors.raise_to({SERVING: rollout.serving})
                 agent.serving.consider(rollout, catalog)
             return rollout
 

@@ -37,6 +37,7 @@ from fleet.trust.repository import Repository
 from node import agent as agent_module
 from node.agent import RETRY_INTERVAL, Agent
 from node.floors import SqliteFloors
+from node.gauges import NodeGauges
 from node.identity import Identity
 from node.installer import FolderFetcher
 from node.ledger import Ledger
@@ -397,6 +398,29 @@ def test_I3_a_node_that_was_offline_catches_up(world: World) -> None:
     world.hours_pass(RETRY_INTERVAL / timedelta(hours=1))
     world.agent.step()
     assert world.says() == 2
+
+
+def test_how_far_a_node_is_behind_is_known_from_the_last_rollout_that_it_verified(world: World) -> None:
+    """A release on trial is none that it lacks; while it is cut off, its last pull ages."""
+
+    def figures() -> tuple[float, float]:
+        gauges = NodeGauges(world.agent.folder, world.agent.ledger.budget, lambda: world.now).read()
+        found = {gauge.name.removeprefix("edgefleet_"): gauge.value for gauge in gauges}
+        return found["releases_behind"], found["last_pull_age_seconds"]
+
+    world.publish(2, "")
+    world.hours_pass()
+    world.agent.step()
+    assert figures() == (0, 0)
+    world.repository.publish("rollout", {ROLLOUT_PATH: Rollout(3, "salt", EVERYBODY, serving=3).to_bytes()})
+    world.hours_pass()
+    world.agent.step()
+    assert figures() == (2, 0)
+    shut_down(world)
+    world.restart()
+    world.hours_pass(5)
+    world.agent.step()
+    assert figures() == (2, 5 * 3600)
 
 
 def test_a_node_that_was_offline_for_long_comes_back_at_a_moment_of_its_own(world: World) -> None:

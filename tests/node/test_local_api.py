@@ -21,6 +21,7 @@ from fleet.privacy.gaussian import Budget
 from node.address import parse
 from node.client import Client
 from node.desk import Desk
+from node.floors import CLOCK, SERVING, SqliteFloors
 from node.gauges import NodeGauges
 from node.http_message import Request
 from node.http_server import HttpServer
@@ -369,6 +370,7 @@ def test_metrics_count_what_happened_and_say_where_the_node_stands(served: Serve
     for release, stages in ((3, COMMITTED), (5, [Stage.STAGED])):
         for stage in stages:
             log.append(release, stage, "")
+    SqliteFloors(store).raise_to({SERVING: 4, CLOCK: int(datetime.now(UTC).timestamp()) - 9000})
     store.execute("insert into session (base, base_digest, mu2, payload) values (1, '', 1, x'')")
     store.close()
     (served.folder / "slots").mkdir()
@@ -381,6 +383,7 @@ def test_metrics_count_what_happened_and_say_where_the_node_stands(served: Serve
     assert status == 200
     assert {name: found[f"edgefleet_{name}"] for name in EXPECTED} == EXPECTED
     assert 0 <= found["edgefleet_active_release_age_seconds"] < 60
+    assert 9000 <= found["edgefleet_last_pull_age_seconds"] < 9060
     assert 0 < found["edgefleet_answer_seconds_sum"] < 10
     assert found['edgefleet_answer_seconds_bucket{le="+Inf"}'] == 1
     assert found['edgefleet_confidence_bucket{le="1.0"}'] == 2
@@ -395,7 +398,7 @@ EXPECTED = {
     "answer_seconds_count": 1,
     "confidence_count": 2,
     "active_release": 3,
-    "releases_behind": 2,
+    "releases_behind": 1,
     "epsilon_spent": 0,
     "epsilon_budget": 8,
     "buffer_examples": 2,
