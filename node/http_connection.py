@@ -5,11 +5,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, Self
 
 from node.http_message import Head, HttpError, Request, Response, parse_head
 
 _READ_BYTES = 1 << 16
+_VALUE_BYTES = 26  # -2.2250738585072014e-308 is the longest that is written for a number, then ", "
+_AROUND_BYTES = 64 << 10  # names, parameters, brackets
 _DRAIN_S = 2.0  # how long what nobody will read is still taken in, so that the refusal arrives
 
 
@@ -22,6 +24,11 @@ class Limits:
     connections: int = 64
     request_s: float = 10.0  # from the first byte of a request to its last
     idle_s: float = 75.0  # between two requests of a connection, and for taking in an answer
+
+    @classmethod
+    def for_reading(cls, values: int) -> Self:
+        """A reading of so many values fits, in JSON too."""
+        return cls(body_bytes=max(cls().body_bytes, values * _VALUE_BYTES + _AROUND_BYTES))
 
 
 class Application(Protocol):

@@ -1,5 +1,6 @@
 """A node's one resident process: it answers, keeps its link, and minds its releases; the heavy work is children's."""
 
+import math
 import random
 import threading
 import time
@@ -16,6 +17,7 @@ from fleet.messages import UpdateInstruction
 from node.agent import Agent
 from node.desk import Desk
 from node.gauges import NodeGauges
+from node.http_connection import Limits
 from node.http_server import HttpServer
 from node.identity import read_identity
 from node.learning import Learning
@@ -61,7 +63,9 @@ class Resident:
         )
         gauges = NodeGauges(folder, self.agent.ledger.budget, clock)
         self._server = HttpServer(
-            listen, LocalApi(self._desk, identity.task.name, version=version, gauges=gauges.read, record=self._record)
+            listen,
+            LocalApi(self._desk, identity.task.name, version=version, gauges=gauges.read, record=self._record),
+            Limits.for_reading(math.prod(identity.task.signature.shape)),
         )
         self._stop, self._wake, self._wished = threading.Event(), threading.Event(), threading.Event()
         self._link = self._linked(hands[0], daily_bytes) if hands else None

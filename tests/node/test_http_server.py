@@ -1,6 +1,7 @@
 """The local API's HTTP: whole requests or a plain refusal, and nobody pays for what another one sends."""
 
 import json
+import math
 import socket
 import threading
 import time
@@ -132,6 +133,13 @@ def test_a_connection_ends_when_the_client_wants_it_to(served: Served, line: byt
 
 def test_an_old_client_is_answered_once(served: Served) -> None:
     assert served.says(b"GET /a HTTP/1.0\r\n\r\n" + GET).count(b"200 OK") == 1
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 224, 224), (3, 4000, 3000)])
+def test_one_reading_always_fits_in_json_too(shape: tuple[int, ...]) -> None:
+    values = math.prod(shape)
+    written = len(json.dumps([-2.2250738585072014e-308] * 1000)) / 1000
+    assert values * written + 10_000 < Limits.for_reading(values).body_bytes < values * written + (5 << 20)
 
 
 def test_head_is_answered_without_a_body(served: Served) -> None:

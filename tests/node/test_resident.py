@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fleet.errors import LinkError
 from fleet.events import ignore
 from fleet.settings import Settings
-from node import recorder, resident
+from node import http_connection, recorder, resident
 from node.admission import admit
 from node.agent import Agent
 from node.client import Client
@@ -121,6 +122,21 @@ def test_a_fault_of_ours_ends_neither_answers_nor_the_next_try(
     finally:
         running.close()
     assert {"event": "failed", "part": "mind", "reason": "ValueError('a fault')"}.items() <= running.events()[2].items()
+
+
+def test_a_reading_that_is_long_is_read_whole(
+    provisioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_connection, "_VALUE_BYTES", 3 << 20)  # as if the toy's two values were many
+    running = Running(shutil.copytree(provisioned, tmp_path / "node"))
+    try:
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(running.folder / "api"))
+            raw.sendall(b"POST /v2/models/toy/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6000000\r\n\r\n")
+            raw.sendall(b" " * 6_000_000)
+            assert raw.recv(1000).startswith(b"HTTP/1.1 400 "), "it is no question, and not too long"
+    finally:
+        running.close()
 
 
 def test_a_damaged_page_of_the_store_stops_no_answer(provisioned: Path, tmp_path: Path) -> None:
