@@ -21,7 +21,7 @@ def warm_start(task: Task, seed: int, weight_decay: float = WEIGHT_DECAY) -> Fla
     windows = task.donor() if task.donor else None
     if windows is None or len(windows) == 0:
         return weights_of(model)
-    x, y = torch.from_numpy(windows.x), torch.from_numpy(windows.y)
+    x, y = torch.from_numpy(windows.x), torch.from_numpy(windows.y).long()
     adam = _Adam([p for p in model.parameters() if p.requires_grad])
     generator = torch.Generator().manual_seed(seed)
     for step in range(STEPS):

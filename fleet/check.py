@@ -169,15 +169,33 @@ def _registration(task: Task, register: Register) -> Iterator[Finding]:
 
 
 def check_data(task: Task, settings: Settings) -> Iterator[Finding]:
-    """What is wrong with the recordings: what a window must be, labels, overlaps that the unit does not declare."""
+    """What is wrong with the data: what a window must be, labels, overlaps that the unit does not declare."""
+    if task.donor:
+        yield from _loaded("donor", task.donor, lambda public: _donor(task, public))
+    yield from _loaded("devices", task.devices, lambda recordings: _recordings(task, settings, recordings))
+
+
+def _loaded(
+    subject: str, load: Callable[[], object], findings: Callable[[Any], Iterator[Finding]]
+) -> Iterator[Finding]:
+    """What there is to say of the data that the author's code loads, or of its failing."""
     try:
-        recordings = task.devices()
+        loaded = load()
     except FleetError as error:
-        yield _error("devices", str(error))
-        return
+        yield _error(subject, str(error))
     except Exception as error:  # noqa: BLE001 - the author's code may raise anything
-        yield _error("devices", f"fails: {_said(error)}")
-        return
+        yield _error(subject, f"fails: {_said(error)}")
+    else:
+        yield from findings(loaded)
+
+
+def _donor(task: Task, public: Any) -> Iterator[Finding]:
+    problem = _no_windows(public) or _problem(task, public)
+    if problem:
+        yield _error("donor", problem)
+
+
+def _recordings(task: Task, settings: Settings, recordings: dict[str, Recording]) -> Iterator[Finding]:
     wrong = list(_misshapen(recordings))
     yield from wrong
     if wrong:
@@ -206,10 +224,18 @@ def _misshapen(recordings: object) -> Iterator[Finding]:
             yield _error(f"device {name!r:.80}", f"is {_kind(recording)}, not a Recording")
             continue
         for part, windows in (("train", recording.train), ("live", recording.live)):
-            if not isinstance(windows, Windows):
-                yield _error(f"device {name}, {part}", f"is {_kind(windows)}, not Windows")
-            elif not all(isinstance(array, np.ndarray) for array in (windows.x, windows.y)):
-                yield _error(f"device {name}, {part}", "x and y must be numpy arrays")
+            problem = _no_windows(windows)
+            if problem:
+                yield _error(f"device {name}, {part}", problem)
+
+
+def _no_windows(value: Any) -> str | None:
+    """Why it is no ``Windows`` of arrays, in words; None if it is."""
+    if not isinstance(value, Windows):
+        return f"is {_kind(value)}, not Windows"
+    if not all(isinstance(array, np.ndarray) for array in (value.x, value.y)):
+        return "x and y must be numpy arrays"
+    return None
 
 
 def _kind(value: object) -> str:
@@ -227,17 +253,21 @@ def _short_streams(settings: Settings, recordings: dict[str, Recording]) -> Iter
 def _recording(task: Task, name: str, recording: Recording) -> Iterator[Finding]:
     for part, windows in (("train", recording.train), ("live", recording.live)):
         subject = f"device {name}, {part}"
-        if len(windows) == 0 and part == "train":
-            yield Finding("warning", subject, "has no windows: the device can only answer")
         problem = _problem(task, windows)
         if problem:
             yield _error(subject, problem)
+        elif len(windows) == 0 and part == "train":
+            yield Finding("warning", subject, "has no windows: the device can only answer")
 
 
 def _problem(task: Task, windows: Windows) -> str | None:
     """The first thing wrong with the windows, in words."""
     if windows.y.dtype.kind not in "iu":
         return f"labels are {windows.y.dtype}, not whole numbers"
+    if windows.y.ndim != 1:
+        return f"labels have shape {windows.y.shape}, not one number a window"
+    if windows.x.shape[1:] != task.signature.shape:
+        return f"windows have shape {windows.x.shape[1:]}, the task takes {task.signature.shape}"
     for index, (x, label) in enumerate(zip(windows.x, windows.y, strict=True)):
         try:
             task.signature.check(x)

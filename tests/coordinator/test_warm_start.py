@@ -35,6 +35,13 @@ def test_equal_seeds_give_equal_weights_and_leave_the_dice_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_labels_of_any_whole_kind_give_the_same_weights() -> None:
+    assert TASK.donor
+    public = TASK.donor()
+    short = replace(TASK, donor=lambda: Windows(public.x, public.y.astype(np.int32)))  # type: ignore[arg-type]
+    assert np.array_equal(warm_start(short, seed=1), warm_start(TASK, seed=1))
+
+
 def test_without_a_donor_release_0_is_the_model_as_it_was_made() -> None:
     made = weights_of(TASK.model())
     nothing = Windows(np.zeros((0, 6, 100), np.float32), np.zeros(0, np.int64))

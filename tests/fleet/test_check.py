@@ -1,6 +1,7 @@
 """What ``edgefleet check`` finds before anything runs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -161,18 +162,43 @@ def test_a_model_that_cannot_learn_privately_is_explained(
         pytest.param(windows(label=3), "window 0: label 3", id="label too high"),
         pytest.param(windows(label=-1), "window 0: label -1", id="label below 0"),
         pytest.param(Windows(windows().x[:, :, :9], windows().y), "shape (2, 9)", id="shape"),
+        pytest.param(Windows(windows().x[:0, 0, 0], windows().y[:0]), "shape ()", id="shape of no windows"),
         pytest.param(Windows(windows().x.astype(np.float64), windows().y), "dtype float64", id="dtype"),
         pytest.param(
             Windows(windows().x, windows().y + 0.5),  # type: ignore[arg-type] # that is the fault
             "labels are float64",
             id="labels with a fraction",
         ),
+        pytest.param(Windows(windows().x, windows().y[:, None]), "labels have shape (8, 1)", id="column of labels"),
     ],
 )
 def test_data_that_breaks_the_signature_is_named_by_device_and_window(train: Windows, message: str) -> None:
     findings = check(task(devices=device(train)), SETTINGS, content)
     assert [(f.level, f.subject) for f in findings] == [("error", f"device d{i}, train") for i in range(8)]
     assert message in findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("donor", "message"),
+    [
+        pytest.param(missing, "fails: FileNotFoundError: model.txt", id="cannot be read"),
+        pytest.param(lambda: None, "is None, not Windows", id="nothing"),
+        pytest.param(lambda: replaced(np.nan), "window 3: x: NaN", id="NaN"),
+        pytest.param(lambda: windows(label=12), "window 0: label 12", id="label too high"),
+        pytest.param(lambda: Windows(windows().x[:, :, :9], windows().y), "shape (2, 9)", id="shape"),
+        pytest.param(lambda: Windows(windows().x.astype(np.float64), windows().y), "dtype float64", id="dtype"),
+        pytest.param(lambda: Windows(windows().x, windows().y[1:]), "8 windows but 7 labels", id="lengths"),
+    ],
+)
+def test_a_donor_that_release_0_cannot_be_fitted_to_is_one_line(donor: Callable[[], Any], message: str) -> None:
+    (finding,) = check(replace(task(), donor=donor), SETTINGS, content)
+    assert (finding.level, finding.subject) == ("error", "donor")
+    assert message in finding.message
+
+
+def test_a_donor_shares_what_it_likes_and_may_be_empty() -> None:
+    for public in (windows(5), Windows(windows().x[:0], windows().y[:0])):
+        assert check(replace(task(), donor=lambda public=public: public), SETTINGS, content) == []
 
 
 @pytest.mark.parametrize(("stride", "group"), [(20, 1), (15, 2), (10, 2), (7, 3), (5, 4), (4, 5)])
