@@ -202,7 +202,7 @@ def _recordings(task: Task, settings: Settings, recordings: dict[str, Recording]
         return
     if len(recordings) < settings.round.min_updates:
         found = f"{len(recordings)} devices, but a round needs round.min_updates = {settings.round.min_updates}"
-        yield Finding("warning", "devices", f"{found}: a simulation of them cannot close a round")
+        yield Finding("warning", "devices", f"{found}: a simulation makes do with half of them, a fleet waits for more")
     wrong = [finding for name, recording in recordings.items() for finding in _recording(task, name, recording)]
     yield from wrong
     if not wrong:

@@ -38,6 +38,7 @@ class Result:
         nodes_unsigned: Nodes that ever answered with a release that a fresh TUF client does not find signed.
         bytes_up_per_update: Signed fields and delta of one update, on average.
         bytes_down_per_base: Downloads outside of releases (metadata, manifest, weights) by bases pulled.
+        warnings: What ``edgefleet check`` has to say of the task, its data and the settings.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Result:
     bytes_down_per_base: float
     first_promotion_s: float | None
     wall_s: float
+    warnings: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +74,7 @@ class Result:
         return fields
 
 
-def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result:
+def result(world: World, held_out: dict[str, Recording], *, seed: int, warnings: tuple[str, ...] = ()) -> Result:
     """Measure a world that is over."""
     registry = world.coordinator.registry
     serving = registry.releases.open_to_all(len(world.settings.release.waves))
@@ -105,6 +107,7 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int) -> Result
         bytes_down_per_base=_bytes_down(world),
         first_promotion_s=world.progress.first_promotion_s,
         wall_s=world.wall_s,
+        warnings=warnings,
     )
 
 

@@ -76,6 +76,8 @@ def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float,
     plan = scenario(wish, pinned)
     with _owned(folder, fresh=pinned is None), View(plan.settings, quiet=format_ is Format.JSON) as view:
         wish.save(folder, plan.settings)
+        for warning in plan.warnings:
+            view.say(f"warning: {warning}")
         try:
             script = plan.story or PLAIN
             world = World(folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started, script=script)
@@ -85,7 +87,7 @@ def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float,
         except KeyboardInterrupt:
             view.say(f"Interrupted; nothing is lost. Go on with: edgefleet simulate --resume {folder}")
             raise
-        outcome = result(world, plan.held_out, seed=wish.seed)
+        outcome = result(world, plan.held_out, seed=wish.seed, warnings=plan.warnings)
         world.close()
         told = {"story": tale.to_json()} if tale else {}
         if tale:

@@ -15,14 +15,13 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.founding import found
-from coordinator.requantizer import register
+from coordinator.requantizer import Registration, register
 from coordinator.server_app import server_app
 from coordinator.warm_start import warm_start
 from fleet import durable, flwr_compat
 from fleet.enrolment import check_name
 from fleet.errors import TamperedError
 from fleet.events import EventLog, Record
-from fleet.quantization import Template
 from fleet.release import Release
 from fleet.settings import Settings
 from fleet.signing import canonical, sha256
@@ -104,7 +103,7 @@ class World:
             folder / "coordinator",
             task,
             settings.changed(round={"every": HOUR}),
-            register=lambda: _template(task),
+            register=lambda: registration(task).template,
             warm_start=lambda: _warm_start(task, seed),
             clock=self.clock,
             record=self._events.record("coordinator"),
@@ -239,9 +238,13 @@ class World:
 
 
 @cache
-def _template(task: Task) -> Template:
-    """The exported and quantized graph; fleets that are played one after the other share it."""
-    return register(task, weights_of(task.model())).template
+def registration(task: Task) -> Registration:
+    """The exported and quantized graph; fleets that are played one after the other share it.
+
+    Raises:
+        TaskError: The model cannot be exported or quantized.
+    """
+    return register(task, weights_of(task.model()))
 
 
 @cache

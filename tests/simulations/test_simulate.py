@@ -23,6 +23,7 @@ from simulations.facts import read
 from simulations.init_command import write
 from simulations.measurement import Measurements
 from simulations.report import page
+from simulations.scenario import Wish, scenario
 from simulations.shares import by_base
 
 ROOT = Path(__file__).parent.parent.parent
@@ -68,6 +69,7 @@ def test_a_trained_release_is_promoted_by_all_and_is_better_than_the_donors(
     assert result["new_device_accuracy"] > result["donor_accuracy"]
     assert result["float_agreement"] >= 0.995
     assert result["epsilon_max"] is None, "without noise nothing is promised"
+    assert [warning.split(":")[0] for warning in result["warnings"]] == ["privacy.epsilon", "privacy.planned_releases"]
 
 
 @pytest.mark.slow
@@ -304,6 +306,27 @@ TASK = dataclasses.replace(TASK, devices=_spoiled)
     assert (shown.returncode, "Traceback" in shown.stderr) == (3, False)
     assert said in shown.stderr
     assert not (tmp_path / "digits" / "run").exists()
+
+
+def test_a_budget_that_buys_only_noise_is_told_before_the_first_round(tmp_path: Path) -> None:
+    command = [*COMMAND, "simulate", "--epsilon", "1e-9", "--out", "run"]
+    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    first = child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    assert first.startswith("warning: privacy.epsilon: 1e-09 asks for noise")
+
+
+def test_a_usual_run_warns_of_nothing_and_a_task_of_ones_own_of_what_check_says(tmp_path: Path) -> None:
+    assert scenario(Wish()).warnings == ()
+    write(tmp_path)
+    task = tmp_path / "task.py"
+    task.write_text(task.read_text().replace("nn.Hardtanh()", "nn.ReLU()"))
+    shown = edgefleet("check", cwd=tmp_path)
+    warnings = scenario(Wish(config=str(tmp_path / "fleet.toml"))).warnings
+    assert [f"warning: {warning}" for warning in warnings] == shown.stdout.splitlines()[:-1]
+    assert len(warnings) == 2
 
 
 @pytest.mark.parametrize("command", ["check", "simulate"])
