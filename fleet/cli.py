@@ -1,8 +1,8 @@
 """The ``edgefleet`` command: finds its parts among what is installed, and ends with a documented exit code.
 
-Exit codes: 0 done, 1 a fault of ours, 2 wrong use, 3 a task or its data cannot be used, 4 an extra is missing,
-5 the network failed, 6 a signature or a date does not hold, 7 a reply was refused, 8 no privacy budget is left,
-9 stored state was altered, 130 interrupted.
+Exit codes: 0 done, 1 a fault of ours or no room on the disk, 2 wrong use, 3 a task or its data cannot be used,
+4 an extra is missing, 5 the network failed, 6 a signature or a date does not hold, 7 a reply was refused,
+8 no privacy budget is left, 9 stored state was altered, 130 interrupted.
 """
 
 import logging
@@ -22,8 +22,8 @@ COMMANDS = "edgefleet.commands"
 app = typer.Typer(
     name=NAME,
     help="Federated learning for fleets of edge devices: private updates go up, signed releases come down.",
-    epilog="Exit codes: 0 done, 1 our fault, 2 wrong use, 3 task or data, 4 missing extra, 5 network, 6 trust, "
-    "7 refused, 8 no budget, 9 altered state, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 our fault or no room, 2 wrong use, 3 task or data, 4 missing extra, 5 network, "
+    "6 trust, 7 refused, 8 no budget, 9 altered state, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,6 +1,8 @@
 """``edgefleet simulate``: plays a whole fleet on this machine."""
 
+import errno
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleet import durable
-from fleet.errors import MissingExtraError, UsageError
+from fleet.errors import MissingExtraError, StoreError, UsageError
 from fleet.output import Format
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 CONFIG = Path("fleet.toml")
 LOCK = "run.lock"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_NO_ROOM_IN_SQLITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 def simulate(
@@ -74,7 +78,8 @@ def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float,
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
     plan = scenario(wish, pinned)
-    with _owned(folder, fresh=pinned is None), View(plan.settings, quiet=format_ is Format.JSON) as view:
+    view = View(plan.settings, quiet=format_ is Format.JSON)
+    with _owned(folder, fresh=pinned is None), _room_needed(folder), view:
         wish.save(folder, plan.settings)
         for warning in plan.warnings:
             view.say(f"warning: {warning}")
@@ -122,6 +127,28 @@ def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
         except OSError as error:
             raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
         yield
+
+
+@contextmanager
+def _room_needed(folder: Path) -> Iterator[None]:
+    """A full disk is one line, and how to go on when there is room."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        again = "--resume" if (folder / "run.json").exists() else "--out"
+        message = f"the disk of {folder} is full; make room, then go on with: edgefleet simulate {again} {folder}"
+        raise StoreError(message) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: what the system and SQLite say of it comes wrapped by others."""
+    if isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+        return True
+    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in _NO_ROOM_IN_SQLITE:
+        return True
+    return error is not None and _is_full(error.__cause__ or error.__context__)
 
 
 def _check_empty(folder: Path) -> None:

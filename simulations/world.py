@@ -20,7 +20,7 @@ from coordinator.server_app import server_app
 from coordinator.warm_start import warm_start
 from fleet import durable, flwr_compat
 from fleet.enrolment import check_name
-from fleet.errors import TamperedError
+from fleet.errors import StoreError, TamperedError
 from fleet.events import EventLog, Record
 from fleet.release import Release
 from fleet.settings import Settings
@@ -277,12 +277,17 @@ def read_window(device: Device, index: int, sense: Callable[[Reading], Reading] 
     """Let the device answer its next window, then learn the truth about it. A window is never used twice.
 
     ``sense`` is what the sensor makes of a window.
+
+    Raises:
+        StoreError: The answer was given but not kept, for want of room.
     """
     live, agent = device.recording.live, device.agent
     if index >= len(live):
         return
     if agent.shadow.next_seq() == index:
         agent.answer(sense(live.x[index]))
+        if agent.shadow.next_seq() == index:
+            raise StoreError(f"no room to keep the answer to window {index}")
     agent.label(index, int(live.y[index]))
 
 

@@ -11,20 +11,27 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 from typing import Any
 
 import dp_accounting
+import numpy as np
 import pytest
+import sqlalchemy
 
 from benchmarks.kills import play
 from coordinator.rollout import Phase
+from fleet.errors import StoreError
 from fleet.privacy.gaussian import MU2_UNIT
+from fleet.task import Recording, Windows
 from simulations.facts import read
 from simulations.init_command import write
 from simulations.measurement import Measurements
 from simulations.report import page
 from simulations.scenario import Wish, scenario
 from simulations.shares import by_base
+from simulations.simulate_command import _room_needed
+from simulations.world import Device, read_window
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = [sys.executable, "-m", "fleet"]
@@ -387,3 +394,43 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert shown.returncode == 4
     assert "pip install 'edgefleet[simulate]'" in shown.stderr
+
+
+def full_file() -> None:
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def full_sqlite() -> None:
+    with closing(sqlite3.connect(":memory:")) as store:
+        store.execute("pragma max_page_count = 1")
+        store.execute("create table t (x)")
+
+
+def full_registry() -> None:
+    with sqlalchemy.create_engine("sqlite://").connect() as store:
+        store.exec_driver_sql("pragma max_page_count = 1")
+        store.exec_driver_sql("create table t (x)")
+
+
+def full_node() -> None:
+    """A node answers also where it cannot keep that it did."""
+    deaf = SimpleNamespace(shadow=SimpleNamespace(next_seq=lambda: 0), answer=lambda x: None)
+    windows = Windows(np.zeros((1, 2), np.float32), np.zeros(1, np.int64))
+    read_window(Device(Recording("p", windows, windows), deaf, None), 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fill", [full_file, full_sqlite, full_registry, full_node])
+@pytest.mark.parametrize(("begun", "flag"), [(True, "--resume"), (False, "--out")])
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(
+    tmp_path: Path, fill: Callable[[], None], begun: bool, flag: str
+) -> None:
+    if begun:
+        (tmp_path / "run.json").touch()
+    with pytest.raises(StoreError, match=f"is full; make room, then .* {flag} {tmp_path}$"), _room_needed(tmp_path):
+        fill()
+
+
+def test_what_no_full_disk_is_behind_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="syntax"), _room_needed(tmp_path):
+        sqlite3.connect(":memory:").execute("creat")
