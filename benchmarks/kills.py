@@ -5,7 +5,6 @@
 
 import json
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -103,8 +102,6 @@ def play(run: Path, kills: int, *, flags: list[str], shortest_s: float, longest_
     """Kill a run ``kills`` times, then let it end; what was broken after each kill and at the end."""
     rng, witness, broken = random.Random(seed), Witness(), []  # noqa: S311 - when to kill is no secret
     while len(broken) < kills:
-        if run.exists() and not (run / "run.json").exists():  # killed before it knew what it was asked
-            shutil.rmtree(run)
         child = subprocess.Popen(_command(run, flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
         try:
             child.wait(rng.uniform(shortest_s, longest_s))

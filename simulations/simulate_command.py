@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG = Path("fleet.toml")
 LOCK = "run.lock"
+_NOT_BEGUN = {LOCK, ".run.json.part"}  # what a kill leaves that comes before the first file is whole
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _NO_ROOM_IN_SQLITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 
@@ -152,5 +153,5 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _check_empty(folder: Path) -> None:
-    if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+    if folder.exists() and any(path.name not in _NOT_BEGUN for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty; choose another --out, or go on with --resume {folder}")

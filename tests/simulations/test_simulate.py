@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import sqlite3
@@ -21,8 +22,9 @@ import sqlalchemy
 
 from benchmarks.kills import play
 from coordinator.rollout import Phase
-from fleet.errors import StoreError
+from fleet.errors import StoreError, UsageError
 from fleet.privacy.gaussian import MU2_UNIT
+from fleet.settings import Settings
 from fleet.task import Recording, Windows
 from simulations.facts import read
 from simulations.init_command import write
@@ -30,7 +32,7 @@ from simulations.measurement import Measurements
 from simulations.report import page
 from simulations.scenario import Wish, scenario
 from simulations.shares import by_base
-from simulations.simulate_command import _room_needed
+from simulations.simulate_command import _owned, _room_needed
 from simulations.world import Device, read_window
 
 ROOT = Path(__file__).parent.parent.parent
@@ -233,6 +235,24 @@ def test_a_wish_that_cannot_be_granted_is_one_clear_line(
     assert said in shown.stderr
     assert len(shown.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["full"], "nothing is half written"
+
+
+def test_a_folder_of_a_run_killed_before_its_first_file_was_whole_is_as_good_as_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), _owned(run, fresh=True):
+        patched.setattr(os, "replace", killed)
+        Wish().save(run, Settings())
+    assert sorted(path.name for path in run.iterdir()) == [".run.json.part", "run.lock"]
+    with _owned(run, fresh=True):
+        Wish().save(run, Settings())
+    assert Wish.saved(run)[0] == Wish()
+    with pytest.raises(UsageError, match="is not empty"), _owned(run, fresh=True):
+        pass
 
 
 @pytest.mark.parametrize(
