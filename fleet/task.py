@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -39,8 +40,8 @@ class Signature:
     def __post_init__(self) -> None:
         if self.dtype != "float32":
             raise TaskError(f"signature: dtype {self.dtype} is not supported, use float32")
-        if not self.low < self.high:
-            raise TaskError(f"signature: low {self.low} must be below high {self.high}")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise TaskError(f"signature: low {self.low} must be below high {self.high}, and both finite")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise TaskError("signature: classes must be at least two different names")
         if not self.shape or min(self.shape) < 1:

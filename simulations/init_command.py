@@ -19,6 +19,8 @@ def init(
     format_: Annotated[Format, typer.Option("--format", help="Lines for people, or one JSON object.")] = Format.TEXT,
 ) -> None:
     """Write NAME, a new or empty folder, with an example task, its settings, and a page on both."""
+    if not name:
+        raise UsageError("NAME is empty; choose one")
     folder = Path(name)
     write(folder)
     if format_ is Format.JSON:

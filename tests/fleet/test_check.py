@@ -117,6 +117,14 @@ def content(task: Task, weights: Flat) -> Sequence[str]:
     return ()
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [(1.0, 1.0), (2.0, 1.0), (-np.inf, 3.0), (0.0, np.inf), (np.nan, 1.0), (0.0, np.nan)]
+)
+def test_a_signature_has_finite_bounds_in_order(low: float, high: float) -> None:
+    with pytest.raises(TaskError, match=r"low .* must be below high .*, and both finite"):
+        replace(SIGNATURE, low=low, high=high)
+
+
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
     assert check(task(), SETTINGS, content) == []
 
