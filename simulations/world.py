@@ -62,7 +62,8 @@ class Device:
 class Progress:
     """How far a run has come, over all its sittings.
 
-    ``bytes_down`` are downloads other than of releases; ``joined`` is the hour in which each latecomer came.
+    ``bytes_down`` are downloads other than of releases, without those of an hour that a kill cut short;
+    ``joined`` is the hour in which each latecomer came.
     """
 
     hour: int = 0
@@ -232,6 +233,7 @@ class World:
         def watch(event: str, **fields: Any) -> None:
             if event == Stage.PROBATION and fields["release"] > 0 and self.progress.first_promotion_s is None:
                 self.progress.first_promotion_s = self.wall_s
+                self.save()  # it is told once: a kill before the end of the hour would lose it
             record(event, **fields)
 
         return watch

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import UsageError
+from fleet.events import EventLog
 from node.promotion import Stage, StageLog
 from node.store import open_store
-from simulations.world import World, has_settled
+from simulations.clock import SimulatedClock
+from simulations.world import World, has_settled, read_progress
 
 TAKEN = [Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.PROBATION, Stage.COMMITTED]
 
@@ -18,6 +20,20 @@ def test_a_world_makes_no_folder_for_a_name_that_leads_elsewhere(tmp_path: Path)
     with pytest.raises(UsageError, match="letter or digit first"):
         world._provision("../../x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_promotion_is_on_the_disk_before_its_hour_is_over(tmp_path: Path) -> None:
+    world = object.__new__(World)
+    world.folder, world.progress, world.devices, world._sitting = tmp_path, read_progress(tmp_path), {}, 0.0
+    world._events = EventLog(tmp_path / "events.jsonl", SimulatedClock())
+    record = world._recorder("d0")
+    record(Stage.PROBATION, release=0)
+    assert read_progress(tmp_path).first_promotion_s is None, "release 0 is not trained"
+    record(Stage.PROBATION, release=1)
+    first = read_progress(tmp_path).first_promotion_s
+    assert first is not None
+    record(Stage.PROBATION, release=2)
+    assert read_progress(tmp_path).first_promotion_s == world.progress.first_promotion_s == first
 
 
 @pytest.mark.parametrize(
