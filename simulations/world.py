@@ -231,10 +231,10 @@ class World:
         record = self._events.record(name)
 
         def watch(event: str, **fields: Any) -> None:
+            record(event, **fields)
             if event == Stage.PROBATION and fields["release"] > 0 and self.progress.first_promotion_s is None:
                 self.progress.first_promotion_s = self.wall_s
                 self.save()  # it is told once: a kill before the end of the hour would lose it
-            record(event, **fields)
 
         return watch
 
