@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fleet.enrolment import check_name
 from fleet.errors import BudgetError, FleetError, InputError, TaskError, UsageError
 from fleet.evidence import ROLLBACK_EVIDENCE, fewest_harmed
-from fleet.overlaps import most_windows
+from fleet.overlaps import most_windows, on_two_devices
 from fleet.settings import Settings
 from fleet.task import Recording, Task, Windows, weights_of
 from fleet.weights import Flat
@@ -207,6 +207,7 @@ def _recordings(task: Task, settings: Settings, recordings: dict[str, Recording]
     yield from wrong
     if not wrong:
         yield from _undeclared_overlap(task, recordings)
+        yield from _one_window_on_two_devices(recordings)
         yield from _short_streams(settings, recordings)
 
 
@@ -287,6 +288,14 @@ def _undeclared_overlap(task: Task, recordings: dict[str, Recording]) -> Iterato
             f"the same stretch of data lies in {found[name]} windows: cut windows that do not overlap, "
             f"or declare PrivacyUnit({task.unit.name!r}, group={found[name]})",
         )
+
+
+def _one_window_on_two_devices(recordings: dict[str, Recording]) -> Iterator[Finding]:
+    """What a window costs stands in the ledger of its device, and no ledger knows of another."""
+    found = on_two_devices({name: _together(seen) for name, seen in recordings.items()})
+    if found:
+        first, second = found
+        yield _error(f"device {second}", f"holds a window of device {first} too: give each window to one device")
 
 
 def _together(recording: Recording) -> npt.NDArray[np.float32]:

@@ -1,7 +1,11 @@
-"""Windows that share data: in how many of them one stretch lies."""
+"""Windows that share data: in how many of them one stretch lies.
+
+Data are shared where they are the same bit for bit: what was filtered or standardised window by window is not seen.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +17,17 @@ _BASE = 0x9E3779B97F4A7C15
 def most_windows(x: npt.NDArray[np.float32]) -> int:
     """In how many windows ``(n, ...)`` one stretch lies, whichever axis is time."""
     return max(_windows_per_stretch(np.moveaxis(x, axis, -1)) for axis in range(1, x.ndim))
+
+
+def on_two_devices(x: Mapping[str, npt.NDArray[np.float32]]) -> tuple[str, str] | None:
+    """Two devices that hold the same whole window, of their windows ``(n, ...)`` by name; None if no two do."""
+    holder: dict[bytes, str] = {}
+    for name, windows in x.items():
+        for window in windows:
+            first = holder.setdefault(sha256(window.tobytes()).digest(), name)
+            if first != name and len(np.unique(window)) >= _DISTINCT:
+                return first, name
+    return None
 
 
 def _windows_per_stretch(x: npt.NDArray[np.float32]) -> int:

@@ -93,8 +93,13 @@ def replaced(value: float) -> Windows:
 
 
 def device(train: Windows, live: Windows | None = None) -> Callable[[], dict[str, Recording]]:
-    seen = Recording("p", train, windows(begin=200) if live is None else live)
-    return lambda: {f"d{i}": seen for i in range(8)}
+    live = windows(begin=200) if live is None else live
+    return lambda: {f"d{i}": Recording("p", of_device(i, train), of_device(i, live)) for i in range(8)}
+
+
+def of_device(number: int, seen: Windows) -> Windows:
+    """Each device's own windows: a little higher than those of the one before."""
+    return Windows(seen.x + seen.x.dtype.type(number / 1000), seen.y)
 
 
 def task(
@@ -236,6 +241,17 @@ def test_the_order_of_the_windows_hides_no_overlap() -> None:
     order = np.random.default_rng(1).permutation(len(mixed))
     (finding,) = check(task(devices=device(Windows(mixed.x[order], mixed.y))), SETTINGS, content)
     assert "group=2" in finding.message
+
+
+def test_a_window_on_two_devices_is_refused_and_silence_on_all_of_them_is_not() -> None:
+    fleet = device(windows())()
+    for seen in fleet.values():
+        seen.train.x[0] = 0
+    assert check(task(devices=lambda: fleet), SETTINGS, content) == []
+    fleet["d5"].live.x[3] = fleet["d2"].train.x[7]
+    assert check(task(devices=lambda: fleet), SETTINGS, content) == [
+        Finding("error", "device d5", "holds a window of device d2 too: give each window to one device")
+    ]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5])
