@@ -143,7 +143,6 @@ class Access:
             RefusedError: ``unknown-node``.
         """
         self._coordinator.revoke(name)
-        self._revoked.add(name)
         self._reconcile()
 
     def _reconcile(self) -> None:

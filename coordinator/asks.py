@@ -34,10 +34,11 @@ class Asks:
         """Questions without an answer."""
         return list(self._under_way)
 
-    def answered(self, message_id: str, now: float) -> None:
-        """A question came back, whatever with; the node may be asked again later."""
+    def answered(self, message_id: str, now: float) -> int | None:
+        """A question came back, whatever with; the node that it went to, which may be asked again later."""
         node = self._under_way.pop(message_id, None)
         if node is not None:
             wait = self._wait.get(node, self.again_s)
             self._next[node] = now + wait
             self._wait[node] = min(2 * wait, self.slowest_s)
+        return node

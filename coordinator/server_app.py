@@ -57,10 +57,9 @@ class Reports:
             self._about, self._asks = (instruction.release, instruction.watch), Asks(self._again_s, SLOWEST_REPORT_S)
         names = {id_: name for name, id_ in self._coordinator.delivery.reporters().items()}
         sealed = self._coordinator.delivery.sealed(instruction)
-        for reply in _looked(grid, self._asks, names, REPORT, sealed, self._ask_s, self._clock):
+        for node, reply in _looked(grid, self._asks, names, REPORT, sealed, self._ask_s, self._clock):
             report = None if reply.has_error() else reply.content.config_records.get("report")
             if report is not None:
-                node = names.get(reply.metadata.src_node_id, "unknown")
                 self._coordinator.delivery.receive(instruction, node, Sealed.of(report))
         return self.under_way
 
@@ -117,8 +116,7 @@ def _play_round(
     while round_ is not None:
         names = {id_: name for name, id_ in coordinator.waiting_for(round_).items()}
         instruction = coordinator.update_instruction(round_)
-        for reply in _looked(grid, asks, names, UPDATE, instruction, ask_s, clock):
-            node = names.get(reply.metadata.src_node_id, "unknown")
+        for node, reply in _looked(grid, asks, names, UPDATE, instruction, ask_s, clock):
             if update := _update(reply):
                 coordinator.receive_update(round_, node, *update)
             elif reply.has_error() and node not in failed:
@@ -137,8 +135,11 @@ def _looked(
     instruction: Sealed,
     ask_s: float,
     clock: Callable[[], float],
-) -> Iterator[Message]:
-    """Ask those nodes that are online and whose turn it is; the replies that have come."""
+) -> Iterator[tuple[str, Message]]:
+    """Ask those nodes that are online and whose turn it is; the replies that have come, and whom we had asked.
+
+    Who sent a reply says nothing of that: where a node went away, Flower itself replies.
+    """
     online = set(grid.get_node_ids())
     due = asks.due((id_ for id_ in names if id_ in online), clock())
     questions = _questions(due, kind, instruction, ttl=ask_s)
@@ -146,8 +147,8 @@ def _looked(
         if message_id:  # Flower gives none to what it could not take
             asks.sent(message_id, id_)
     for reply in grid.pull_messages(asks.under_way()):
-        asks.answered(reply.metadata.reply_to_message_id, clock())
-        yield reply
+        asked = asks.answered(reply.metadata.reply_to_message_id, clock())
+        yield "unknown" if asked is None else names.get(asked, "unknown"), reply  # it may have been revoked meanwhile
 
 
 def _questions(nodes: Iterable[int], kind: str, instruction: Sealed, *, ttl: float) -> list[Message]:

@@ -9,7 +9,7 @@ def test_a_node_is_asked_once_until_it_answers() -> None:
     asks.sent("a", 7)
     assert asks.due([7, 8], now=100.0) == [8]
     assert asks.under_way() == ["a"]
-    asks.answered("a", now=100.0)
+    assert asks.answered("a", now=100.0) == 7
     assert asks.due([7, 8], now=100.0) == [8]
     assert asks.due([7, 8], now=101.0) == [7, 8]
 
@@ -28,7 +28,7 @@ def test_a_node_that_has_nothing_is_asked_ever_more_slowly_up_to_a_bound() -> No
 
 def test_an_answer_to_another_rounds_question_changes_nothing() -> None:
     asks = Asks(again_s=1.0, slowest_s=4.0)
-    asks.answered("of another round", now=0.0)
+    assert asks.answered("of another round", now=0.0) is None
     asks.sent("a", 7)
     asks.answered("a", now=0.0)
     asks.answered("a", now=9.0)  # delivered twice

@@ -30,7 +30,7 @@ from tests.coordinator.conftest import SETTINGS, SIZE, TASK, Fleet, Sent, delta_
 from tests.coordinator.served import ask
 from tests.coordinator.test_admission import Attack, Scene, spoiled
 from tests.coordinator.test_superlink import FOLDED, let_fold
-from tests.coordinator.wearer import Wearer
+from tests.coordinator.wearer import Wearer, until
 from tests.node.conftest import Toy
 from tests.transports.networks import Embedded, events, now
 
@@ -315,6 +315,22 @@ def test_a_reply_to_what_nobody_waits_for_any_more_is_taken_and_dropped(
     before = state.num_message_ins(), state.num_message_res(), len(state.object_store)
     assert told_flower(field, Message(given, reply_to=question(field.mallory.welcome.flower_id))) == ""
     assert (state.num_message_ins(), state.num_message_res(), len(state.object_store)) == before
+
+
+def test_a_node_that_goes_away_in_a_round_is_named_although_flower_answers_for_it(field: Field) -> None:
+    state = field.network.grid._state  # type: ignore[attr-defined]
+    before = len(field.logged("no-update"))
+
+    def is_missed() -> bool:
+        return len(field.logged("no-update")) > before
+
+    def go_away(scene: Scene) -> Sent:
+        state.deactivate_node(field.mallory.welcome.flower_id)
+        until(is_missed)
+        return scene.before
+
+    field.play(go_away, over=is_missed)
+    assert [entry["node"] for entry in events(field.network.folder, "no-update")[before:]] == ["mallory"]
 
 
 # to a node
