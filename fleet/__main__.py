@@ -8,6 +8,10 @@ NAME = "edgefleet"
 INTERRUPTED = 130
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. Where KeyboardInterrupt itself passes an ``exec``, such as a dataclass's, Python ends by the signal later."""
+
+
 class Interrupt:
     """Remembers Ctrl-C: a library may turn the exception into one of its own."""
 
@@ -17,7 +21,7 @@ class Interrupt:
 
     def _handle(self, number: int, frame: object) -> None:
         self.seen = True
-        raise KeyboardInterrupt
+        raise Interrupted
 
 
 def main() -> None:
