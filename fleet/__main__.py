@@ -9,7 +9,7 @@ INTERRUPTED = 130
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C. Where KeyboardInterrupt itself passes an ``exec``, such as a dataclass's, Python ends by the signal later."""
+    """Ctrl-C; KeyboardInterrupt itself, once it passed an ``exec``, has Python end by the signal whatever we do."""
 
 
 class Interrupt:
