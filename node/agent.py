@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fleet.errors import BudgetError, DowngradeError, FleetError, StoreError, TrustError
+from fleet.errors import (
+    BudgetError,
+    DowngradeError,
+    FleetError,
+    MissingExtraError,
+    StoreError,
+    TaskError,
+    TrustError,
+)
 from fleet.events import Record, ignore
 from fleet.messages import ReportInstruction, UpdateInstruction
 from fleet.release import Rollout
@@ -72,7 +80,7 @@ class Agent(Learning):
         self._record = record
         self._store_lock = threading.RLock()  # the link, and learning, come from threads of their own
         self._wish: UpdateInstruction | None = None
-        self._spent = ""
+        self._noted = "", ""
         self._open_serving(admit)
 
     def _open_serving(self, admit: Admit) -> None:
@@ -153,7 +161,9 @@ class Agent(Learning):
             try:
                 part()
             except BudgetError as error:
-                self._note_spent(str(error))
+                self._note("spent", str(error))
+            except (TaskError, MissingExtraError) as error:
+                self._note("cannot-learn", str(error))
             except (FleetError, OSError, sqlite3.Error) as error:
                 self._record("kept", part=part.__name__.strip("_"), reason=str(error))
 
@@ -265,8 +275,8 @@ class Agent(Learning):
                 return
         self._workshop.learn(self, wish)
 
-    def _note_spent(self, reason: str) -> None:
+    def _note(self, event: str, reason: str) -> None:
         """Once, and not at every round that is still to come."""
-        if reason != self._spent:
-            self._spent = reason
-            self._record("spent", reason=reason)
+        if self._noted != (event, reason):
+            self._noted = event, reason
+            self._record(event, reason=reason)

@@ -11,7 +11,7 @@ from subprocess import PIPE
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
-from fleet.errors import BudgetError, FleetError, LinkError, TamperedError, TaskError, TrustError
+from fleet.errors import BudgetError, FleetError, LinkError, MissingExtraError, TamperedError, TaskError, TrustError
 from fleet.messages import UpdateInstruction
 from fleet.release import Rollout
 from node.learning import Learning
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 PULL_S = 300.0
 LEARN_S = 1800.0
-_ERRORS = {kind.exit_code: kind for kind in (TaskError, LinkError, TrustError, BudgetError, TamperedError)}
+_ERRORS = {
+    kind.exit_code: kind for kind in (TaskError, MissingExtraError, LinkError, TrustError, BudgetError, TamperedError)
+}
 
 
 class Children:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
-from fleet.errors import AllowanceError, BusyError, FleetError, LinkError, RefusedError
+from fleet.errors import AllowanceError, BusyError, ClockError, FleetError, LinkError, RefusedError
 from fleet.events import Record, ignore
 from fleet.flwr_compat import Claim, context, flower_headers, stamp
 from node.coordinator_client import CoordinatorClock, Standing
@@ -84,6 +84,7 @@ class Link:
         self._claim: Claim | None = None
         self._late = 0
         self._reply: Message | None = None
+        self._shut_out = False
 
     def step(self, now: float) -> float:
         """Exchange at most one message; when to come back, on the clock that ``now`` is of, in seconds.
@@ -100,6 +101,7 @@ class Link:
             self._failed(error)
             return now + self.pace.wait(now, self._chance())
         self.pace = self.pace.reached()
+        self._shut_out = False
         if before:
             self._record("link-back", failures=before)
         return now + (self.pace.wait(now, self._chance()) if soon is None else soon)
@@ -111,12 +113,25 @@ class Link:
                 self._fleet.deactivate(self.node_id)
 
     def _failed(self, error: Exception) -> None:
+        if isinstance(error, RefusedError) and error.code == UNAUTHENTICATED:
+            self.node_id, self._beat = None, None  # perhaps the coordinator lost its book, and we have another number
+            error = self._explained(error)
         self.pace = self.pace.failed(error.retry_after_s if isinstance(error, BusyError) else 0.0)
         if self.pace.failures == 1:  # once, not for every retry
             reason = str(error) if isinstance(error, FleetError) else type(error).__name__
             self._record("link-lost", reason=reason)
-        if isinstance(error, RefusedError) and error.code == UNAUTHENTICATED:
-            self.node_id, self._beat = None, None  # perhaps the coordinator lost its book, and we have another number
+        if _needs_a_person(error) and not self._shut_out:
+            self._shut_out = True
+            self._record("shut-out", reason=str(error))
+
+    def _explained(self, error: Exception) -> Exception:
+        """Flower knows no revoked node any more; our own API says why."""
+        try:
+            if self._ask_standing:
+                self._ask_standing()
+        except FleetError as reason:
+            return reason
+        return error
 
     def _exchange(self, now: float) -> float | None:
         """One exchange; in how many seconds the next one is due, None if nothing waits."""
@@ -195,6 +210,11 @@ class Link:
             if error.code == UNAUTHENTICATED:
                 raise
             self._record("reply-refused", reason=str(error))
+
+
+def _needs_a_person(error: Exception) -> bool:
+    """Whether trying again will not do."""
+    return isinstance(error, ClockError) or (isinstance(error, RefusedError) and error.code == "revoked")
 
 
 class FlowerPost:

@@ -2,17 +2,19 @@
 
 import math
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fleet import durable
+from fleet.__main__ import NAME
 from fleet.errors import TrustError, UsageError
-from fleet.events import EventLog
+from fleet.events import EventLog, Record
 from fleet.messages import UpdateInstruction
 from node.agent import Agent
 from node.desk import Desk
@@ -32,6 +34,7 @@ if TYPE_CHECKING:  # a node that only answers leaves all of this where it is: 20
 BUSY_S = 0.5  # between two looks at what labels say of a release on trial
 IDLE_S = 5.0
 LOCK = "node.lock"
+FOR_PEOPLE = frozenset({"shut-out", "cannot-learn"})
 
 
 class Resident:
@@ -51,7 +54,7 @@ class Resident:
         hands = _hands(daily_bytes) if online else None
         clock = hands[0] if hands else _now
         self._children = hands[1] if hands else None
-        self._record = EventLog(folder / "events.jsonl", clock).record(identity.name)
+        self._record = _told(EventLog(folder / "events.jsonl", clock).record(identity.name))
         workshop = self._children or _Nothing()
         self.agent = Agent(folder, identity.task, workshop=workshop, clock=clock, record=self._record)
         self._desk = Desk(
@@ -159,6 +162,17 @@ class Resident:
             node_id=node.identity.flower_id or None,
             record=self._record,
         )
+
+
+def _told(record: Record) -> Record:
+    """The same, and what only a person can mend is said to whoever started the node."""
+
+    def tell(event: str, **fields: Any) -> None:
+        record(event, **fields)
+        if event in FOR_PEOPLE:
+            print(f"{NAME}: {event}: {fields['reason']}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _now() -> datetime:

@@ -26,6 +26,7 @@ from fleet.errors import (
     SignatureError,
     StoreError,
     TamperedError,
+    TaskError,
     TrustError,
 )
 from fleet.messages import Instruction, Report, ReportInstruction, Update, UpdateInstruction, Watch, decode
@@ -280,6 +281,19 @@ def test_a_spent_node_learns_no_more_and_answers_and_pulls_on(world: World) -> N
     world.hours_pass()
     world.agent.step()
     assert world.says() == 2
+
+
+def test_a_node_whose_task_cannot_be_loaded_says_so_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def learn(*_: object) -> None:
+        raise TaskError("task.py is not there")
+
+    monkeypatch.setattr(InProcess, "learn", learn)
+    for _ in range(3):
+        world.update()
+        world.agent.step()
+    assert [event for event in world.events if event[0] == "cannot-learn"] == [
+        ("cannot-learn", {"reason": "task.py is not there"})
+    ]
 
 
 def test_a_report_is_given_once_there_are_enough_windows(world: World) -> None:

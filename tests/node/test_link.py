@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
-from fleet.errors import AllowanceError, BusyError, LinkError, RefusedError, TrustError
+from fleet.errors import AllowanceError, BusyError, ClockError, LinkError, RefusedError, TrustError
 from fleet.flwr_compat import Claim
 from node import timing
 from node.coordinator_client import CoordinatorClock, Standing
@@ -202,6 +202,26 @@ def test_wherever_an_exchange_fails_it_goes_on_and_the_ask_is_answered_once(wher
     assert len(node.fleet.received) == 1
     assert node.asked == 1
     assert [event for event, _ in node.events] == ["link-lost", "link-back"]
+
+
+def test_what_only_a_person_can_mend_is_said_once_until_it_is_mended() -> None:
+    def refused() -> Standing:
+        raise RefusedError("revoked", "n1 was revoked")
+
+    node = Node(standing=refused)
+    errors = [LinkError("no route"), ClockError("it is 1970"), LinkError("no route"), ClockError("it is still 1970")]
+    node.fleet.failing = {"activate": list(errors)}
+    while node.fleet.failing["activate"]:
+        node.step()
+    node.fleet.waiting.append(ask())
+    node.step()
+    node.fleet.failing = {"claim": [RefusedError(UNAUTHENTICATED, "unknown")] * 2}
+    while node.fleet.failing["claim"]:
+        node.step()
+    assert [fields["reason"] for event, fields in node.events if event == "shut-out"] == [
+        "it is 1970",
+        "n1 was revoked",
+    ]
 
 
 def test_a_long_outage_is_recorded_once_and_backs_off() -> None:

@@ -200,3 +200,15 @@ def test_code_that_ends_its_process_is_an_error_like_any_other(admin: AdminClien
     folder = with_code(tmp_path, admin, TINY.replace("    return", "    raise SystemExit(0)\n    return"))
     with pytest.raises(FleetError, match="without an outcome"):
         learned(folder, home)
+
+
+def test_a_revoked_node_says_so_where_it_was_started_and_answers_on(admin: AdminClient, tmp_path: Path) -> None:
+    folder, where = tmp_path / "gone", f"unix:{tmp_path / 'api.sock'}"
+    joined(folder, invited(admin, "gone"))
+    admin.post("revocations", {"name": "gone"})
+    with Program(tmp_path, "node", "run", "--folder", str(folder), "--listen", where) as program:
+        until(lambda: not program.runs or "edgefleet: shut-out: " in program.said)
+        assert program.runs, program.said
+        assert "revoked" in program.said
+        with closing(Client(where)) as client:
+            assert client.infer(X).release == 0
