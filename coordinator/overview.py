@@ -57,6 +57,7 @@ def status(coordinator: Coordinator, settings: Settings, online: set[int], now: 
             "played": len(listed),
             "planned": settings.round.rounds,
             "open": next((r for r in listed if current and r["number"] == current.number), None),
+            "last": next(({"number": r["number"], "state": r["state"]} for r in reversed(listed)), None),
             "next": _next(registry, settings),
         },
         "bases": registry.rounds.bases()[-1].number,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from fleet.output import Format
 
 HERE = Path("coordinator")
+MOMENTS = ("opened", "deadline", "since")
 
 Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.")]
 
@@ -23,7 +25,7 @@ def show(value: Any, format_: Format, text: str) -> None:
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], format_: Format, *, empty: str) -> None:
-    """Print rows as JSON with all they hold, or the named columns as a table."""
+    """Print rows as JSON with all they hold, or the named columns as a table, moments in local time."""
     if format_ is Format.JSON:
         typer.echo(json.dumps(list(rows)))
         return
@@ -37,7 +39,8 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], format_
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+        cells = ((column, row.get(column)) for column in columns)
+        table.add_row(*(_local(value) if column in MOMENTS and value else _cell(value) for column, value in cells))
     Console(soft_wrap=True).print(table)
 
 
@@ -45,6 +48,12 @@ def show_fields(fields: Mapping[str, Any], format_: Format) -> None:
     """Print one value as JSON, or a field a line."""
     lines = (f"{name.replace('_', ' ')}: {_cell(value)}" for name, value in fields.items())
     show(dict(fields), format_, "\n".join(lines))
+
+
+def _local(moment: str) -> str:
+    """The time of day, with its date unless that is today."""
+    local = datetime.fromisoformat(moment).astimezone()
+    return f"{local:%H:%M:%S}" if local.date() == datetime.now().astimezone().date() else f"{local:%Y-%m-%d %H:%M:%S}"
 
 
 def _cell(value: Any) -> str:

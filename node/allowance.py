@@ -35,13 +35,6 @@ class Allowance:
             self._block = max(1, min(_BLOCK, limit // 64))
             store.execute(_SCHEMA)
 
-    @property
-    def spent(self) -> bool:
-        """Whether nothing may be carried before tomorrow."""
-        if self._limit is None:
-            return False
-        return self._of_today() <= 0 and self._written(self._day) >= self._limit
-
     def spend(self, count: int) -> None:
         """Account for ``count`` bytes before they are carried, or as they arrive.
 

@@ -9,6 +9,12 @@ from rich.table import Table
 
 from simulations.up import Fleet
 
+_ROUND = {
+    "open": "round {} is open",
+    "closed": "round {} is averaged",
+    "failed": "round {} ended with too few updates",
+}
+
 
 class UpView:
     """A live table on a terminal, a line for each thing that happens elsewhere; nothing if ``quiet``."""
@@ -45,9 +51,7 @@ class UpView:
 
 def _news(overview: dict[str, Any]) -> list[str]:
     rounds, rollout = overview["rounds"], overview["rollout"]
-    lines = [f"round {number} is averaged" for number in range(1, rounds["done"] + 1)]
-    if rounds["open"]:
-        lines.append(f"round {rounds['open']['number']} is open")
+    lines = [_ROUND[rounds["last"]["state"]].format(rounds["last"]["number"])] if rounds["last"] else []
     if rollout:
         wave = f", wave {rollout['wave'] + 1}" if rollout["phase"] == "wave" else ""
         lines.append(f"release {rollout['number']}: {rollout['phase']}{wave}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,9 @@ def test_the_story_of_an_operator(folder: Path) -> None:
         assert "round 1 is open" in run(folder, "round", "start")
     [listed] = json.loads(run(folder, "round", "list", "--format", "json"))
     assert (listed["number"], listed["state"], listed["quorum"]) == (1, "open", 2)
+    shown = run(folder, "round", "list").splitlines()
+    assert len(shown) == 2
+    assert f"{datetime.fromisoformat(listed['opened']).astimezone():%H:%M:%S} " in shown[1]
     with pytest.raises(RefusedError, match="round 1 is open"):
         run(folder, "round", "start")
     assert "watch-2 is out of the fleet" in run(folder, "coordinator", "revoke", "watch-2")

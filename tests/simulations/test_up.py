@@ -1,10 +1,12 @@
 """What ``edgefleet up`` counts and says; the fleet itself runs in ``tests/programs``."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from simulations.up import committed
+from simulations.up_view import UpView
 
 RELEASES: list[dict[str, Any]] = [
     {"number": 0, "base": 0, "withdraws": None},
@@ -31,3 +33,17 @@ def test_a_node_has_committed_what_was_trained_and_no_withdrawal(
 ) -> None:
     standing = [{"release": release, "candidate": candidate}, {"release": 1, "candidate": None}]
     assert committed(standing, RELEASES) == 1 + counts
+
+
+def test_a_round_is_named_by_its_own_number_and_by_how_it_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    fleet: Any = SimpleNamespace(elapsed_s=3.0, wearers=[])
+    with UpView(quiet=False) as view:
+        for number, state in ((1, "open"), (1, "failed"), (2, "open"), (2, "open"), (2, "closed")):
+            last = {"number": number, "state": state}
+            view.show(fleet, {"rounds": {"last": last}, "rollout": None, "serving": 0})
+    assert [line.split("s  ")[1] for line in capsys.readouterr().err.splitlines()] == [
+        "round 1 is open",
+        "round 1 ended with too few updates",
+        "round 2 is open",
+        "round 2 is averaged",
+    ]
