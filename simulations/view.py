@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from coordinator.rollout import Phase, RolloutState
+from coordinator.round import RoundState
 from fleet.evidence import Pooled
 from fleet.messages import Watch
 from fleet.settings import Settings
@@ -62,16 +63,20 @@ class View:
         played = world.coordinator.registry.rounds.closed()
         day, hour = divmod(round((world.clock() - START).total_seconds() / 3600), 24)
         self._bar.update(self._rounds, completed=played, note=f"simulated day {day + 1}, {hour:02}:00")
-        for release, state in world.coordinator.registry.releases.all():
-            counts = world.coordinator.registry.releases.counts(release.number, Watch.SHADOW).values()
-            shadow = Pooled.of(list(counts), quota=release.shadow_windows, noise_std=0.0)  # for its gain alone
-            self._tell(release.number, phase(state, shadow), world)
         if self._console.is_terminal:
             self._live.update(Group(self._bar, _fleet(world)))
+        else:
+            for round_, state, replies in _rounds(world):
+                if state != RoundState.OPEN:
+                    self._tell(f"{round_} {state}: {replies}", world)
+        for release, rollout in world.coordinator.registry.releases.all():
+            if release.number > 0:
+                counts = world.coordinator.registry.releases.counts(release.number, Watch.SHADOW).values()
+                shadow = Pooled.of(list(counts), quota=release.shadow_windows, noise_std=0.0)  # for its gain alone
+                self._tell(f"release {release.number} {phase(rollout, shadow)}", world)
 
-    def _tell(self, number: int, phase: str, world: World) -> None:
-        line = f"release {number} {phase}"
-        if number > 0 and line not in self._told:
+    def _tell(self, line: str, world: World) -> None:
+        if line not in self._told:
             self._told.add(line)
             self.say(f"{world.wall_s:6.1f} s  {line}")
 
@@ -86,20 +91,29 @@ def phase(state: RolloutState, shadow: Pooled) -> str:
     return _PHASES[state.phase]
 
 
+def _rounds(world: World) -> list[tuple[str, str, str]]:
+    """Each round: its number, how it stands, and the replies to it."""
+    rounds = world.coordinator.registry.rounds
+    refused = Counter(refusal.round for refusal in rounds.refusals())
+    return [
+        (
+            f"round {round_.number}",
+            round_.state.value,
+            f"{len(rounds.answered(round_.number))} updates, {refused[round_.number]} refused",
+        )
+        for round_ in rounds.all()
+    ]
+
+
 def _fleet(world: World) -> Table:
     """The newest rounds, and which release each device answers with."""
-    registry = world.coordinator.registry
     agents = [device.agent for device in world.devices.values()]
     serving = Counter(agent.serving.active.release for agent in agents if agent.serving.active)
     spent = max(agent.ledger.epsilon() for agent in agents)
     answers = sum(agent.shadow.next_seq() for agent in agents)
-    refused = Counter(refusal.round for refusal in registry.rounds.refusals())
     table = Table.grid(padding=(0, 3))
-    for round_ in registry.rounds.all()[-ROUNDS_SHOWN:]:
-        updates = len(registry.rounds.answered(round_.number))
-        table.add_row(
-            f"round {round_.number}", round_.state.value, f"{updates} updates, {refused[round_.number]} refused"
-        )
+    for row in _rounds(world)[-ROUNDS_SHOWN:]:
+        table.add_row(*row)
     table.add_row(
         ", ".join(f"{count} nodes on release {number}" for number, count in sorted(serving.items())),
         f"epsilon {spent:.2f}" if math.isfinite(spent) else "no privacy",

@@ -1,29 +1,35 @@
-"""What a person sees of a rollout: where it stands, and what a release that was kept back had gained."""
+"""What a person sees of a run."""
 
-from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from coordinator.rollout import Phase, RolloutState
-from fleet.evidence import Pooled
+from coordinator.round import RoundState
+from fleet.settings import Settings
 from simulations.clock import START
-from simulations.view import phase
-
-STATE = RolloutState(1, "salt", Phase.SHADOW, 0, START)
-NOTHING = Pooled.of([], quota=10, noise_std=0.0)
-REFUTED = Pooled.of([(1, 8), (0, 9)], quota=10, noise_std=0.0)
+from simulations.view import View
 
 
-@pytest.mark.parametrize(
-    ("state", "shadow", "said"),
-    [
-        (STATE, NOTHING, "in shadow"),
-        (replace(STATE, phase=Phase.WAVE, wave=2), REFUTED, "rolling out, wave 2"),
-        (replace(STATE, phase=Phase.DONE), REFUTED, "served by all"),
-        (replace(STATE, phase=Phase.KEPT_OLD), REFUTED, "kept back, -80.0 points in shadow"),
-        (replace(STATE, phase=Phase.KEPT_OLD), NOTHING, "kept back, no report in shadow"),
-        (replace(STATE, phase=Phase.HALTED, wave=1), REFUTED, "halted and withdrawn"),
-    ],
-)
-def test_a_rollout_is_told_by_what_became_of_it(state: RolloutState, shadow: Pooled, said: str) -> None:
-    assert phase(state, shadow) == said
+def world(rounds: int) -> Any:
+    """A world in which so many rounds were played, each with four updates and one refusal."""
+    played = [SimpleNamespace(number=number, state=RoundState.CLOSED) for number in range(1, rounds + 1)]
+    registry = SimpleNamespace(
+        rounds=SimpleNamespace(
+            all=lambda: played,
+            closed=lambda: rounds,
+            refusals=lambda: [SimpleNamespace(round=round_.number) for round_ in played],
+            answered=lambda number: {"a", "b", "c", "d"},
+        ),
+        releases=SimpleNamespace(all=list),
+    )
+    return SimpleNamespace(coordinator=SimpleNamespace(registry=registry), clock=lambda: START, wall_s=1.25 * rounds)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_where_there_is_no_terminal_each_round_is_a_line_once(capsys: pytest.CaptureFixture[str], quiet: bool) -> None:
+    with View(Settings(), quiet=quiet) as view:
+        for rounds in (0, 1, 1, 2):
+            view.show(world(rounds))
+    told = ["   1.2 s  round 1 closed: 4 updates, 1 refused", "   2.5 s  round 2 closed: 4 updates, 1 refused"]
+    assert capsys.readouterr().err.splitlines() == ([] if quiet else told)
