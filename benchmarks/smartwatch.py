@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ from simulations.smartwatch import PERSONS
 
 BUDGETS = (math.inf, 8.0, 3.0, 1.0)
 REFERENCE, RELEASE_0 = "together, no privacy, warm", "donor only"
+WIDTH = 132  # of the table in a file
 COLUMNS = {
     "new": "new people",
     "later": "new people, later",
@@ -201,13 +203,13 @@ def _finite(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(folds: int, seeds: int, rows: list[Row]) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     table = Table(title=f"Right answers, percent: mean and spread over {folds} people, {seeds} seeds")
     table.add_column("model", no_wrap=True)
     for column in COLUMNS.values():
         table.add_column(column, justify="right")
-    table.add_column("new people, paired", justify="right")
-    table.add_column("and against release 0", justify="right")
+    table.add_column("new, paired", justify="right")
+    table.add_column("against release 0", justify="right")
     by_model: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_model.setdefault(row.model, {})[row.column] = row
