@@ -108,8 +108,13 @@ def wave_hash(salt: str, node: str) -> str:
 def wave_threshold(salt: str, roster: Iterable[str], fraction: float) -> str:
     """The k-th smallest hash of the roster, so that a 5 % wave of 20 nodes is exactly one node; "" for nobody."""
     hashes = sorted(wave_hash(salt, node) for node in roster)
-    places = math.ceil(fraction * len(hashes) - 1e-9)  # 0.07 * 100 is a little more than 7 in floating point
+    places = wave_size(len(hashes), fraction)
     return hashes[places - 1] if places > 0 else ""
+
+
+def wave_size(nodes: int, fraction: float) -> int:
+    """How many of a fleet's nodes are in a wave."""
+    return math.ceil(fraction * nodes - 1e-9)  # 0.07 * 100 is a little more than 7 in floating point
 
 
 def _check_type(name: str, kind: Any, value: Any) -> None:

@@ -19,8 +19,8 @@ def check(
     try:
         from coordinator.requantizer import register
         from coordinator.strategy import ServerStep
-        from fleet.check import Finding
         from fleet.check import check as findings_of
+        from fleet.finding import Finding
         from simulations.scenario import Wish, configured
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleet import durable, task
-from fleet.check import Finding, check, check_run
+from fleet.check import check, check_run
 from fleet.errors import SettingsError, TaskError, UsageError
+from fleet.finding import Finding
 from fleet.settings import Settings, load
 from fleet.signing import canonical
 from fleet.task import Recording, Task

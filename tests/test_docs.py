@@ -167,8 +167,8 @@ def test_the_group_privacy_figures_are_computed() -> None:
 
 
 def test_check_says_what_the_page_quotes() -> None:
-    places = ("fleet/check.py", "coordinator/requantizer.py")
-    source = "".join((ROOT / path).read_text(encoding="utf-8") for path in places)
+    places = [*(ROOT / "fleet").glob("*_check.py"), ROOT / "coordinator" / "requantizer.py"]
+    source = "".join(path.read_text(encoding="utf-8") for path in places)
     section = PAGES["your-own-task.md"].split("## What `check` says")[1].split("\n## ")[0]
     quoted = [re.findall(r"`([^`]+)`", message)[0] for message, _ in rows(section)]
     assert len(quoted) > 10

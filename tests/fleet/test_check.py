@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fleet.check import Finding, check
+from fleet.check import check, check_run
 from fleet.errors import TaskError
+from fleet.finding import Finding
 from fleet.overlaps import most_windows
 from fleet.settings import Settings
 from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows
@@ -335,20 +336,31 @@ def test_a_broken_model_is_not_sent_to_the_quantizer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "values", "examples", "subject"),
+    ("section", "values", "subjects"),
     [
-        pytest.param("privacy", {"epsilon": float("inf")}, 20, "privacy.epsilon", id="no privacy"),
-        pytest.param("privacy", {"epsilon": 1e-300}, 20, "privacy.epsilon", id="nothing but noise"),
-        pytest.param("privacy", {"delta": 0.01}, 20, "privacy.delta", id="delta as likely as an example"),
-        pytest.param("privacy", {"planned_releases": 39}, 20, "privacy.planned_releases", id="steps left over"),
-        pytest.param("round", {"min_updates": 9}, 20, "devices", id="too few devices"),
+        pytest.param("privacy", {"epsilon": float("inf")}, ["privacy.epsilon"], id="no privacy"),
+        pytest.param("privacy", {"epsilon": 1e-300}, ["release.waves", "privacy.epsilon"], id="nothing but noise"),
+        pytest.param("privacy", {"delta": 0.01}, ["privacy.delta"], id="delta as likely as an example"),
+        pytest.param("privacy", {"planned_releases": 39}, ["privacy.planned_releases"], id="steps left over"),
+        pytest.param("round", {"min_updates": 9}, ["devices"], id="too few devices"),
+        pytest.param("release", {"shadow_windows": 7}, ["release.shadow_windows"], id="no veto"),
+        pytest.param("release", {"probation_windows": 10}, ["release.probation_windows"], id="no way back"),
     ],
 )
 def test_settings_that_promise_little_or_waste_are_warned_of(
-    section: str, values: dict[str, Any], examples: int, subject: str
+    section: str, values: dict[str, Any], subjects: list[str]
 ) -> None:
-    (finding,) = check(task(examples=examples), SETTINGS.changed(**{section: values}), content)
-    assert (finding.level, finding.subject) == ("warning", subject)
+    found = check(task(examples=20), SETTINGS.changed(**{section: values}), content)
+    assert [(finding.level, finding.subject) for finding in found] == [("warning", subject) for subject in subjects]
+
+
+@pytest.mark.parametrize(("epsilon", "warned"), [(8.0, False), (1.0, True)])
+def test_a_first_wave_that_could_not_halt_whatever_happens_is_warned_of(epsilon: float, warned: bool) -> None:
+    settings = SETTINGS.changed(privacy={"epsilon": epsilon}, release={"probation_windows": 11})
+    found = [finding.message for finding in check_run(task(examples=20), settings)]
+    said = "1 of the task's 8 devices are the first wave, with 11 windows each to judge it: "
+    said += "too little to halt it, even if every answer turns wrong"
+    assert found == [said] * warned
 
 
 @pytest.mark.parametrize("delta", [0.05, 0.9])

@@ -1,0 +1,164 @@
+"""What would not work about the data of a task: its donor's, and its devices'."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fleet.enrolment import check_name
+from fleet.errors import FleetError, InputError, UsageError
+from fleet.evidence import Pooled
+from fleet.finding import Finding, failure, said
+from fleet.overlaps import most_windows, on_two_devices
+from fleet.release import wave_size
+from fleet.settings import Settings
+from fleet.task import Recording, Task, Windows
+
+
+def check_data(task: Task, settings: Settings) -> Iterator[Finding]:
+    """What is wrong with the data: what a window must be, labels, overlaps that the unit does not declare."""
+    if task.donor:
+        yield from _loaded("donor", task.donor, lambda public: _donor(task, public))
+    yield from _loaded("devices", task.devices, lambda recordings: _recordings(task, settings, recordings))
+
+
+def _loaded(
+    subject: str, load: Callable[[], object], findings: Callable[[Any], Iterator[Finding]]
+) -> Iterator[Finding]:
+    """What there is to say of the data that the author's code loads, or of its failing."""
+    try:
+        loaded = load()
+    except FleetError as error:
+        yield failure(subject, str(error))
+    except Exception as error:  # noqa: BLE001 - the author's code may raise anything
+        yield failure(subject, f"fails: {said(error)}")
+    else:
+        yield from findings(loaded)
+
+
+def _donor(task: Task, public: Any) -> Iterator[Finding]:
+    problem = _no_windows(public) or _problem(task, public)
+    if problem:
+        yield failure("donor", problem)
+
+
+def _recordings(task: Task, settings: Settings, recordings: dict[str, Recording]) -> Iterator[Finding]:
+    wrong = list(_misshapen(recordings))
+    yield from wrong
+    if wrong:
+        return
+    if len(recordings) < settings.round.min_updates:
+        found = f"{len(recordings)} devices, but a round needs round.min_updates = {settings.round.min_updates}"
+        yield Finding("warning", "devices", f"{found}: a simulation makes do with half of them, a fleet waits for more")
+    wrong = [finding for name, recording in recordings.items() for finding in _recording(task, name, recording)]
+    yield from wrong
+    if not wrong:
+        yield from _undeclared_overlap(task, recordings)
+        yield from _one_window_on_two_devices(recordings)
+        yield from _short_streams(settings, recordings)
+        yield from _blind_wave(task, settings, len(recordings))
+
+
+def _misshapen(recordings: object) -> Iterator[Finding]:
+    """Whatever is not a dict of recordings by the names of nodes."""
+    if not isinstance(recordings, dict):
+        yield failure("devices", f"returns {_kind(recordings)}, not a dict of Recording by device name")
+        return
+    for name, recording in recordings.items():
+        try:
+            check_name(name if isinstance(name, str) else "")
+        except UsageError as error:
+            yield failure("devices", str(error))
+        if not isinstance(recording, Recording):
+            yield failure(f"device {name!r:.80}", f"is {_kind(recording)}, not a Recording")
+            continue
+        for part, windows in (("train", recording.train), ("live", recording.live)):
+            problem = _no_windows(windows)
+            if problem:
+                yield failure(f"device {name}, {part}", problem)
+
+
+def _no_windows(value: Any) -> str | None:
+    """Why it is no ``Windows`` of arrays, in words; None if it is."""
+    if not isinstance(value, Windows):
+        return f"is {_kind(value)}, not Windows"
+    if not all(isinstance(array, np.ndarray) for array in (value.x, value.y)):
+        return "x and y must be numpy arrays"
+    return None
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _short_streams(settings: Settings, recordings: dict[str, Recording]) -> Iterator[Finding]:
+    """Windows are used once: a stream that is over before the shadow's quota never says anything of a release."""
+    quota, longest = settings.release.shadow_windows, max((len(seen.live) for seen in recordings.values()), default=0)
+    if quota > longest:
+        found = f"{quota}, but no device has more than {longest} live windows"
+        yield Finding("warning", "release.shadow_windows", f"{found}: a simulation of them promotes nothing")
+
+
+def _blind_wave(task: Task, settings: Settings, nodes: int) -> Iterator[Finding]:
+    """A first wave that cannot halt whatever happens to it is no wave: it takes a release to more nodes unseen."""
+    rollout = settings.release
+    exposed = wave_size(nodes, rollout.waves[0])
+    quota, reports = rollout.probation_windows, math.ceil(rollout.wave_quorum * exposed)
+    noise_std = settings.privacy.budget(task.unit.group).report_noise
+    all_lost = Pooled.of([(0, quota)] * reports, quota=quota, noise_std=noise_std)
+    if not all_lost.worse(margin=rollout.margin, alpha=rollout.alpha):
+        found = f"{exposed} of the task's {nodes} devices are the first wave, with {quota} windows each to judge it"
+        yield Finding("warning", "release.waves", f"{found}: too little to halt it, even if every answer turns wrong")
+
+
+def _recording(task: Task, name: str, recording: Recording) -> Iterator[Finding]:
+    for part, windows in (("train", recording.train), ("live", recording.live)):
+        subject = f"device {name}, {part}"
+        problem = _problem(task, windows)
+        if problem:
+            yield failure(subject, problem)
+        elif len(windows) == 0 and part == "train":
+            yield Finding("warning", subject, "has no windows: the device can only answer")
+
+
+def _problem(task: Task, windows: Windows) -> str | None:
+    """The first thing wrong with the windows, in words."""
+    if windows.y.dtype.kind not in "iu":
+        return f"labels are {windows.y.dtype}, not whole numbers"
+    if windows.y.ndim != 1:
+        return f"labels have shape {windows.y.shape}, not one number a window"
+    if windows.x.shape[1:] != task.signature.shape:
+        return f"windows have shape {windows.x.shape[1:]}, the task takes {task.signature.shape}"
+    for index, (x, label) in enumerate(zip(windows.x, windows.y, strict=True)):
+        try:
+            task.signature.check(x)
+            task.signature.check_label(int(label))
+        except InputError as error:
+            return f"window {index}: {error}"
+    return None
+
+
+def _undeclared_overlap(task: Task, recordings: dict[str, Recording]) -> Iterator[Finding]:
+    """The promise is about one window; a stretch of data that lies in several needs their number declared."""
+    found = {name: most_windows(_together(seen)) for name, seen in recordings.items()}
+    name = max(found, key=lambda device: found[device], default="")
+    if name and found[name] > task.unit.group:
+        yield failure(
+            f"device {name}",
+            f"the same stretch of data lies in {found[name]} windows: cut windows that do not overlap, "
+            f"or declare PrivacyUnit({task.unit.name!r}, group={found[name]})",
+        )
+
+
+def _one_window_on_two_devices(recordings: dict[str, Recording]) -> Iterator[Finding]:
+    """What a window costs stands in the ledger of its device, and no ledger knows of another."""
+    found = on_two_devices({name: _together(seen) for name, seen in recordings.items()})
+    if found:
+        first, second = found
+        yield failure(f"device {second}", f"holds a window of device {first} too: give each window to one device")
+
+
+def _together(recording: Recording) -> npt.NDArray[np.float32]:
+    return np.concatenate([part.x for part in (recording.train, recording.live) if len(part)] or [recording.train.x])

@@ -1,0 +1,125 @@
+"""What would not work about a model: its outputs, and a gradient for each example of its own."""
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fleet.finding import Finding, failure, said
+from fleet.task import Task
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_model(task: Task) -> Iterator[Finding]:
+    """What is wrong with the model: outputs that are none, layers that mix examples, gradients that are missing."""
+    try:
+        model = task.model()
+        yield from _outputs(task, model)
+    except Exception as error:  # noqa: BLE001 - the author's code may raise anything
+        yield failure("model", f"fails on a batch of 3: {said(error)}")
+        return
+    yield from _learning(task, model)
+
+
+def _mixing_layers(model: "torch.nn.Module") -> Iterator[Finding]:
+    from torch.nn.modules.batchnorm import _BatchNorm
+    from torch.nn.modules.instancenorm import _InstanceNorm
+
+    for name, layer in model.named_modules():
+        kind = type(layer).__name__
+        if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            yield failure(
+                f"layer {name or kind}", f"{kind} keeps statistics of private data: track_running_stats=False"
+            )
+        elif isinstance(layer, _BatchNorm):
+            yield failure(f"layer {name or kind}", f"{kind} mixes the examples of a batch: use GroupNorm or none")
+
+
+def _outputs(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:
+    """Three batches: silence, the lowest and the highest reading."""
+    import torch
+
+    model.eval()
+    classes = len(task.signature.classes)
+    for value in (0.0, task.signature.low, task.signature.high):
+        with torch.no_grad():
+            logits = model(torch.full((3, *task.signature.shape), value))
+        if tuple(logits.shape) != (3, classes):
+            found = f"has shape {tuple(logits.shape)} for a batch of 3"
+            yield failure("output", f"{found}; {classes} classes need (3, {classes})")
+            return
+        if not logits.isfinite().all():
+            yield failure("output", f"is NaN or infinite when every input value is {value:g}")
+
+
+def _learning(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:
+    """Each example must have a gradient of its own: what privacy clips, one by one."""
+    if not any(p.requires_grad for p in model.parameters()):
+        yield failure("model", "has no parameter to train")
+        return
+    refused = list(_mixing_layers(model)) or list(_refused_layers(model))
+    yield from refused
+    if refused:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield from _gradients(task, model)
+    except Exception as error:  # noqa: BLE001 - a layer that Opacus cannot handle may raise anything
+        yield failure("model", f"has no gradient per example: {said(error)}")
+
+
+def _refused_layers(model: "torch.nn.Module") -> Iterator[Finding]:
+    """One line for each layer that Opacus would refuse, in place of its page of reasons."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from opacus import GradSampleModule
+        from opacus.utils.module_utils import trainable_modules
+        from opacus.validators import ModuleValidator
+
+    for name, layer in trainable_modules(model):
+        kind = type(layer).__name__
+        subject = f"layer {name or kind}"
+        validator = ModuleValidator.VALIDATORS.get(type(layer))
+        if validator and validator(layer):
+            yield failure(subject, f"{kind} has no gradient per example: {_hint(kind)}")
+        elif any(True for _ in layer.buffers()) and GradSampleModule.validate(layer):
+            yield failure(subject, f"{kind} trains and keeps buffers: move its buffers to a layer without parameters")
+
+
+def _hint(kind: str) -> str:
+    replaced = {"LSTM", "GRU", "RNN", "MultiheadAttention"}
+    return f"use opacus.layers.DP{kind}" if kind in replaced else "use another layer"
+
+
+def _gradients(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:
+    """The gradient of an example must not change with its neighbour in the batch."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    low, high = task.signature.low, task.signature.high
+    x = low + (high - low) * torch.rand((3, *task.signature.shape), generator=generator)
+    alone, other = (_first_gradient(model, x[rows]) for rows in ([0, 1], [0, 2]))
+    missing = [name for name, gradient in alone.items() if gradient is None]
+    if missing:
+        yield failure(f"parameter {missing[0]}", "gets no gradient per example: is it used in forward?")
+    elif not all(torch.allclose(alone[name], other[name], rtol=1e-3, atol=1e-5) for name in alone):
+        yield failure("model", "mixes the examples of a batch: one changes the gradient of another")
+
+
+def _first_gradient(model: "torch.nn.Module", x: "torch.Tensor") -> dict[str, Any]:
+    """The gradient of the first example of ``x`` by parameter, while the same dice fall every time."""
+    import torch
+    from opacus import GradSampleModule
+
+    wrapped = GradSampleModule(model.train(), loss_reduction="sum")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loss = torch.nn.functional.cross_entropy(wrapped(x), torch.zeros(len(x)).long(), reduction="sum")
+        loss.backward()  # type: ignore[no-untyped-call]
+        samples = {name: getattr(p, "grad_sample", None) for name, p in model.named_parameters() if p.requires_grad}
+        return {name: None if sample is None else sample[0].clone() for name, sample in samples.items()}
+    finally:
+        wrapped.to_standard_module()
