@@ -3,14 +3,16 @@
 import sqlite3
 from typing import Any
 
-from sqlalchemy import Engine, ExceptionContext, create_engine, event
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
 
 from coordinator import tables
 from coordinator.invitations import Invitations
 from coordinator.releases import Releases
 from coordinator.roster import Roster
 from coordinator.rounds import Rounds
-from fleet.errors import TamperedError
+from fleet.errors import TamperedError, UsageError
+
+VERSION = 1  # of the schema; a change to it must read what the one before wrote
 
 
 class Registry:
@@ -21,9 +23,12 @@ class Registry:
 
         Raises:
             TamperedError: The file is no database, or a damaged one; later steps raise it too.
+            UsageError: It was written by an edgefleet whose schema is another.
         """
         self._engine = _engine(url)
-        tables.metadata.create_all(self._engine)
+        with self._engine.begin() as connection:
+            _check_version(connection)
+            tables.metadata.create_all(connection)
         self.roster = Roster(self._engine)
         self.invitations = Invitations(self._engine)
         self.rounds = Rounds(self._engine)
@@ -32,6 +37,14 @@ class Registry:
     def close(self) -> None:
         """Let go of the database."""
         self._engine.dispose()
+
+
+def _check_version(connection: Connection) -> None:
+    found = connection.exec_driver_sql("pragma user_version").scalar_one()
+    if found == 0:
+        connection.exec_driver_sql(f"pragma user_version={VERSION}")
+    elif found != VERSION:
+        raise UsageError(f"the registry has schema {found}, this edgefleet reads {VERSION}: run the one that wrote it")
 
 
 def _engine(url: str) -> Engine:

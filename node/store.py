@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleet.durable import make_folder
-from fleet.errors import TamperedError
+from fleet.errors import TamperedError, UsageError
 
+VERSION = 1  # of the schema; a change to it must read what the one before wrote
 _SCHEMA = """
 create table if not exists identity (name text primary key, value blob not null);
 create table if not exists charge (
@@ -41,6 +42,7 @@ def open_store(path: Path) -> sqlite3.Connection:
 
     Raises:
         TamperedError: The file is no database of ours.
+        UsageError: It was written by an edgefleet whose schema is another.
     """
     make_folder(path.parent)
     path.touch(mode=0o600)  # before SQLite makes its side files after this one's permissions
@@ -49,10 +51,17 @@ def open_store(path: Path) -> sqlite3.Connection:
         connection.execute("pragma journal_mode=wal")
         connection.execute("pragma synchronous=full")
         connection.execute("pragma recursive_triggers=on")  # or "insert or replace" would delete past the triggers
-        connection.executescript(_SCHEMA)
+        found = connection.execute("pragma user_version").fetchone()[0]
+        if found in (0, VERSION):
+            connection.executescript(_SCHEMA)
+        if found == 0:
+            connection.execute(f"pragma user_version={VERSION}")
     except sqlite3.DatabaseError as error:
         connection.close()
         raise TamperedError(f"{path} cannot be read as a node's store: {error}") from error
+    if found not in (0, VERSION):
+        connection.close()
+        raise UsageError(f"{path} has schema {found}, this edgefleet reads {VERSION}: run the edgefleet that wrote it")
     return connection
 
 

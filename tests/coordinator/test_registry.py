@@ -1,6 +1,7 @@
 """The registry: acknowledged means durable; names, keys and numbers are given once."""
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sqlalchemy import event
 from coordinator.admission import Admitted
 from coordinator.registry import Registry
 from coordinator.rollout import Phase, RolloutState
-from fleet.errors import TamperedError
+from fleet.errors import TamperedError, UsageError
 from fleet.messages import Report, Watch
 from fleet.release import Release
 from tests.coordinator.conftest import NOW, Fleet, key_of, warm_start
@@ -140,3 +141,15 @@ def test_times_come_back_in_utc(fleet: Fleet) -> None:
     round_ = fleet.opened()
     assert fleet.coordinator.registry.rounds.current() == round_
     assert round_.deadline.utcoffset() is not None
+
+
+def test_a_registry_of_another_schema_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    Registry(f"sqlite:///{path}").close()
+    with closing(sqlite3.connect(path)) as store:
+        assert store.execute("pragma user_version").fetchone() == (1,)
+        store.executescript("pragma user_version=2; drop table invitation; pragma wal_checkpoint(truncate)")
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="has schema 2, this edgefleet reads 1"):
+        Registry(f"sqlite:///{path}")
+    assert path.read_bytes() == before
