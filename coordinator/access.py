@@ -143,6 +143,7 @@ class Access:
             RefusedError: ``unknown-node``.
         """
         self._coordinator.revoke(name)
+        self._revoked.add(name)  # at once, even if Flower cannot be told now
         self._reconcile()
 
     def _reconcile(self) -> None:

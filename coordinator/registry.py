@@ -3,7 +3,7 @@
 import sqlite3
 from typing import Any
 
-from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, insert, inspect, select
 
 from coordinator import tables
 from coordinator.invitations import Invitations
@@ -27,8 +27,7 @@ class Registry:
         """
         self._engine = _engine(url)
         with self._engine.begin() as connection:
-            _check_version(connection)
-            tables.metadata.create_all(connection)
+            _make_tables(connection)
         self.roster = Roster(self._engine)
         self.invitations = Invitations(self._engine)
         self.rounds = Rounds(self._engine)
@@ -39,12 +38,15 @@ class Registry:
         self._engine.dispose()
 
 
-def _check_version(connection: Connection) -> None:
-    found = connection.exec_driver_sql("pragma user_version").scalar_one()
-    if found == 0:
-        connection.exec_driver_sql(f"pragma user_version={VERSION}")
-    elif found != VERSION:
+def _make_tables(connection: Connection) -> None:
+    found = VERSION
+    if inspect(connection).has_table(tables.schema.name):
+        found = connection.execute(select(tables.schema.c.version)).scalar_one()
+    if found != VERSION:
         raise UsageError(f"the registry has schema {found}, this edgefleet reads {VERSION}: run the one that wrote it")
+    tables.metadata.create_all(connection)
+    if connection.execute(select(tables.schema)).first() is None:
+        connection.execute(insert(tables.schema).values(version=VERSION))
 
 
 def _engine(url: str) -> Engine:

@@ -138,7 +138,8 @@ def _looked(
 ) -> Iterator[tuple[str, Message]]:
     """Ask those nodes that are online and whose turn it is; the replies that have come, and whom we had asked.
 
-    Who sent a reply says nothing of that: where a node went away, Flower itself replies.
+    Who sent a reply says nothing of that: where a node went away, Flower itself replies. Of a question of an earlier
+    round, it is all that is known.
     """
     online = set(grid.get_node_ids())
     due = asks.due((id_ for id_ in names if id_ in online), clock())
@@ -148,7 +149,7 @@ def _looked(
             asks.sent(message_id, id_)
     for reply in grid.pull_messages(asks.under_way()):
         asked = asks.answered(reply.metadata.reply_to_message_id, clock())
-        yield "unknown" if asked is None else names.get(asked, "unknown"), reply  # it may have been revoked meanwhile
+        yield names.get(reply.metadata.src_node_id if asked is None else asked, "unknown"), reply  # or just revoked
 
 
 def _questions(nodes: Iterable[int], kind: str, instruction: Sealed, *, ttl: float) -> list[Message]:

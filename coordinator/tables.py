@@ -17,6 +17,8 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+schema = Table("schema", metadata, Column("version", Integer, primary_key=True))  # one row: whose tables these are
+
 nodes = Table(
     "node",
     metadata,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.enrolment import check_name
-from fleet.errors import FleetError, InputError, UsageError
+from fleet.errors import BudgetError, FleetError, InputError, UsageError
 from fleet.evidence import Pooled
 from fleet.finding import Finding, failure, said
 from fleet.overlaps import most_windows, on_two_devices
@@ -58,7 +58,7 @@ def _recordings(task: Task, settings: Settings, recordings: dict[str, Recording]
         yield from _undeclared_overlap(task, recordings)
         yield from _one_window_on_two_devices(recordings)
         yield from _short_streams(settings, recordings)
-        yield from _blind_wave(task, settings, len(recordings))
+        yield from _blind_wave(task, settings, len(recordings)) if recordings else ()
 
 
 def _misshapen(recordings: object) -> Iterator[Finding]:
@@ -106,7 +106,10 @@ def _blind_wave(task: Task, settings: Settings, nodes: int) -> Iterator[Finding]
     rollout = settings.release
     exposed = wave_size(nodes, rollout.waves[0])
     quota, reports = rollout.probation_windows, math.ceil(rollout.wave_quorum * exposed)
-    noise_std = settings.privacy.budget(task.unit.group).report_noise
+    try:
+        noise_std = settings.privacy.budget(task.unit.group).report_noise
+    except BudgetError:  # said of the settings
+        return
     all_lost = Pooled.of([(0, quota)] * reports, quota=quota, noise_std=noise_std)
     if not all_lost.worse(margin=rollout.margin, alpha=rollout.alpha):
         found = f"{exposed} of the task's {nodes} devices are the first wave, with {quota} windows each to judge it"

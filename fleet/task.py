@@ -213,7 +213,7 @@ def set_weights(model: "torch.nn.Module", flat: Flat) -> None:
 def load(reference: str, folder: Path) -> Task:
     """The task that ``reference`` names: ``task.py:TASK``, relative to ``folder``, or ``package.module:TASK``.
 
-    What its code prints goes to standard error: standard output is for what a command has to say.
+    What its code prints meanwhile goes to standard error: standard output is for what a command has to say.
 
     Raises:
         TaskError: The file, the module or the name is not there, it fails, or it is no ``Task``.

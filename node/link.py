@@ -129,8 +129,8 @@ class Link:
         try:
             if self._ask_standing:
                 self._ask_standing()
-        except FleetError as reason:
-            return reason
+        except Exception as reason:  # noqa: BLE001 - as in step
+            return reason if isinstance(reason, FleetError) else error
         return error
 
     def _exchange(self, now: float) -> float | None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,8 @@ class Resident:
         )
         self._stop, self._wake, self._wished = threading.Event(), threading.Event(), threading.Event()
         self._link = self._linked(hands[0], daily_bytes) if hands else None
+        self._shelf = 0
+        self._faults: dict[str, str] = {}
 
     @property
     def address(self) -> str:
@@ -82,14 +84,14 @@ class Resident:
         """Serve until ``stop``; the caller's thread minds the releases."""
         self._server.start()
         self._record("started", address=self.address)
-        work = {"link": self._talk, "learn": self._learn} if self._link else {}
+        link = self._link
+        work = {"link": lambda: self._talk(link), "learn": self._learn} if link else {}
         threads = [threading.Thread(target=target, name=name) for name, target in work.items()]
         for thread in threads:
             thread.start()
         try:
             while not self._stop.is_set():
-                self._survive(self.agent.mind)
-                self._wake.wait(BUSY_S if self.agent.on_trial else IDLE_S)
+                self._wake.wait(self._survived("mind", self._mind))
                 self._wake.clear()
         finally:
             self.stop()
@@ -112,29 +114,36 @@ class Resident:
         """Rounds are learned for beside everything else: a session takes seconds, on small devices minutes."""
         while self._wished.wait() and not self._stop.is_set():
             self._wished.clear()
-            self._survive(self.agent.learn)
+            self._survived("learn", self.agent.learn)
 
-    def _survive(self, part: Callable[[], None]) -> None:
-        """A fault of ours, or of a task's code, ends no thread: the next time may be better."""
+    def _survived(self, name: str, part: Callable[[], float | None]) -> float:
+        """In how many seconds to come back; a fault of ours, or of a task's code, ends no thread and is said once."""
         try:
-            part()
+            return part() or 0.0
         except Exception as error:  # noqa: BLE001 - whatever it is, answers go on
-            self._record("failed", part=part.__name__, reason=repr(error))
+            if self._faults.get(name) != (reason := repr(error)):
+                self._faults[name] = reason
+                self._record("failed", part=name, reason=reason)
+            return IDLE_S
 
-    def _talk(self) -> None:
-        if self._link is None:
-            return
-        shelf = 0
+    def _mind(self) -> float:
+        self.agent.mind()
+        return BUSY_S if self.agent.on_trial else IDLE_S
+
+    def _talk(self, link: "Link") -> None:
         while not self._stop.is_set():
-            due = self._link.step(time.monotonic())
-            if (standing := self._link.standing) and standing.shelf != shelf:
-                shelf = standing.shelf
-                self.agent.pull_soon()
-                self._wake.set()
-            if self.agent.wished:
-                self._wished.set()
-            self._stop.wait(max(0.0, due - time.monotonic()))
-        self._link.close()
+            self._stop.wait(self._survived("link", lambda: self._exchange(link)))
+        link.close()
+
+    def _exchange(self, link: "Link") -> float:
+        due = link.step(time.monotonic())
+        if (standing := link.standing) and standing.shelf != self._shelf:
+            self._shelf = standing.shelf
+            self.agent.pull_soon()
+            self._wake.set()
+        if self.agent.wished:
+            self._wished.set()
+        return max(0.0, due - time.monotonic())
 
     def _linked(self, clock: "CoordinatorClock", daily_bytes: int | None) -> "Link":
         from fleet.enrolment import pem
@@ -170,7 +179,8 @@ def _told(record: Record) -> Record:
     def tell(event: str, **fields: Any) -> None:
         record(event, **fields)
         if event in FOR_PEOPLE:
-            print(f"{NAME}: {event}: {fields['reason']}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # nobody may be there any more
+                print(f"{NAME}: {event}: {fields['reason']}", file=sys.stderr, flush=True)
 
     return tell
 

@@ -1,6 +1,8 @@
 """``edgefleet check``: says what would not work, before anything runs."""
 
 import json
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -24,8 +26,9 @@ def check(
         from simulations.scenario import Wish, configured
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
-    task_, settings = configured(Wish(config_here(model), model or "features", fold))
-    findings = findings_of(task_, settings, lambda task, weights: register(task, weights).warnings)
+    with redirect_stdout(sys.stderr):  # what a task's code prints is no finding
+        task_, settings = configured(Wish(config_here(model), model or "features", fold))
+        findings = findings_of(task_, settings, lambda task, weights: register(task, weights).warnings)
     try:
         ServerStep(settings.round)
     except SettingsError as error:

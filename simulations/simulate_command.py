@@ -3,12 +3,13 @@
 import errno
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +19,9 @@ from fleet.output import Format
 
 if TYPE_CHECKING:
     from fleet.settings import Settings
+    from simulations.result import Result
     from simulations.scenario import Wish
+    from simulations.stories.story import Tale
 
 CONFIG = Path("fleet.toml")
 LOCK = "run.lock"
@@ -52,7 +55,14 @@ def simulate(
         wish = Wish(config_here(model), model or "features", fold, seed, nodes, rounds, epsilon, story)
         pinned = None
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    _play(folder, wish, pinned, started, format_)
+    with redirect_stdout(sys.stderr):  # what a task's code prints is not the result
+        outcome, tale = _play(folder, wish, pinned, started, quiet=format_ is Format.JSON)
+    if format_ is Format.JSON:
+        typer.echo(json.dumps(_told(outcome, tale)))
+    else:
+        from simulations.view import print_result
+
+        print_result(outcome, folder, tale)
 
 
 def config_here(model: str | None) -> str | None:
@@ -68,18 +78,20 @@ def config_here(model: str | None) -> str | None:
     return str(CONFIG.absolute())
 
 
-def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float, format_: Format) -> None:
+def _play(
+    folder: Path, wish: "Wish", pinned: "Settings | None", started: float, *, quiet: bool
+) -> "tuple[Result, Tale | None]":
     try:
         from simulations.measure import measure
         from simulations.result import result
         from simulations.scenario import scenario
         from simulations.script import PLAIN
-        from simulations.view import View, print_result
+        from simulations.view import View
         from simulations.world import World
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
     plan = scenario(wish, pinned)
-    view = View(plan.settings, quiet=format_ is Format.JSON)
+    view = View(plan.settings, quiet=quiet)
     with _owned(folder, fresh=pinned is None), _room_needed(folder), view:
         wish.save(folder, plan.settings)
         for warning in plan.warnings:
@@ -95,15 +107,15 @@ def _play(folder: Path, wish: "Wish", pinned: "Settings | None", started: float,
             raise
         outcome = result(world, plan.held_out, seed=wish.seed, warnings=plan.warnings)
         world.close()
-        told = {"story": tale.to_json()} if tale else {}
         if tale:
             durable.write(folder / "story.json", json.dumps(tale.to_json(), indent=2).encode())
-        durable.write(folder / "result.json", json.dumps(outcome.to_json() | told, indent=2).encode())
+        durable.write(folder / "result.json", json.dumps(_told(outcome, tale), indent=2).encode())
         _report(folder)
-    if format_ is Format.JSON:
-        typer.echo(json.dumps(outcome.to_json() | told))
-    else:
-        print_result(outcome, folder, tale)
+    return outcome, tale
+
+
+def _told(outcome: "Result", tale: "Tale | None") -> dict[str, Any]:
+    return outcome.to_json() | ({"story": tale.to_json()} if tale else {})
 
 
 def _report(folder: Path) -> None:
@@ -132,14 +144,14 @@ def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
 
 @contextmanager
 def _room_needed(folder: Path) -> Iterator[None]:
-    """A full disk is one line, and how to go on when there is room."""
+    """A full disk, or one that takes nothing for another reason, is one line, and how to go on."""
     try:
         yield
     except Exception as error:
         if not _is_full(error):
             raise
         again = "--resume" if (folder / "run.json").exists() else "--out"
-        message = f"the disk of {folder} is full; make room, then go on with: edgefleet simulate {again} {folder}"
+        message = f"{folder} cannot be written; is the disk full? Then go on with: edgefleet simulate {again} {folder}"
         raise StoreError(message) from error
 
 

@@ -17,7 +17,7 @@ from coordinator.access import CLOCK_TOLERANCE, INVITATION_LIFE, Access, Address
 from coordinator.round import RoundState
 from coordinator.tokens import LIFE, Tokens
 from fleet.enrolment import Enrolment, Invitation, TokenRequest, Welcome
-from fleet.errors import RefusedError, UsageError
+from fleet.errors import LinkError, RefusedError, UsageError
 from fleet.quantization import Template
 from fleet.signing import Sealed
 from tests.coordinator.conftest import NOW, SETTINGS, TASK, Fleet
@@ -265,6 +265,19 @@ def test_a_revoked_node_gets_nothing_from_that_moment_on(door: Door) -> None:
         door.access.token(device.token_request("watch-1"))
     assert door.flower.known == {}
     assert door.fleet.coordinator.registry.roster.active() == {}
+
+
+def test_a_revoked_node_gets_nothing_even_if_flower_cannot_be_told(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(key: bytes) -> int:
+        raise LinkError("database is locked")
+
+    door.enrolled("watch-1")
+    token = door.token(door.enrolled("watch-2"), "watch-2")
+    monkeypatch.setattr(door.flower, "register", busy)
+    with pytest.raises(LinkError):
+        door.access.revoke("watch-2")
+    with refused("revoked"):
+        door.access.authenticate(token)
 
 
 def test_revoking_somebody_unknown_is_refused(door: Door) -> None:

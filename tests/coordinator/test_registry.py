@@ -147,8 +147,8 @@ def test_a_registry_of_another_schema_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "registry.db"
     Registry(f"sqlite:///{path}").close()
     with closing(sqlite3.connect(path)) as store:
-        assert store.execute("pragma user_version").fetchone() == (1,)
-        store.executescript("pragma user_version=2; drop table invitation; pragma wal_checkpoint(truncate)")
+        assert store.execute("select version from schema").fetchall() == [(1,)]
+        store.executescript("update schema set version=2; drop table invitation; pragma wal_checkpoint(truncate)")
     before = path.read_bytes()
     with pytest.raises(UsageError, match="has schema 2, this edgefleet reads 1"):
         Registry(f"sqlite:///{path}")

@@ -363,6 +363,11 @@ def test_a_first_wave_that_could_not_halt_whatever_happens_is_warned_of(epsilon:
     assert found == [said] * warned
 
 
+def test_a_budget_that_buys_no_report_is_a_finding_of_the_settings_alone() -> None:
+    (finding,) = check(task(examples=20), SETTINGS.changed(privacy={"epsilon": 1e-9, "delta": 1e-300}), content)
+    assert (finding.level, finding.subject) == ("error", "privacy.epsilon")
+
+
 @pytest.mark.parametrize("delta", [0.05, 0.9])
 def test_a_delta_as_likely_as_that_of_an_example_is_published_is_an_error(delta: float) -> None:
     (finding,) = check(task(examples=20), SETTINGS.changed(privacy={"delta": delta}), content)

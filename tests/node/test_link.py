@@ -1,6 +1,7 @@
 """The link carries on whatever the network, the coordinator or the ClientApp do."""
 
 import json
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -222,6 +223,17 @@ def test_what_only_a_person_can_mend_is_said_once_until_it_is_mended() -> None:
         "it is 1970",
         "n1 was revoked",
     ]
+
+
+def test_whatever_asking_why_we_are_refused_does_the_link_goes_on() -> None:
+    def broken() -> Standing:
+        raise sqlite3.OperationalError("database is locked")
+
+    node = Node(standing=broken)
+    node.fleet.failing = {"activate": [RefusedError(UNAUTHENTICATED, "unknown")] * 2}
+    while node.fleet.failing["activate"]:
+        node.step()
+    assert [event for event, _ in node.events] == ["link-lost"]
 
 
 def test_a_long_outage_is_recorded_once_and_backs_off() -> None:

@@ -39,6 +39,11 @@ def only_line(said: str) -> str:
     return said.removeprefix("edgefleet: ").rstrip()
 
 
+def _with_a_terminal() -> None:
+    """Even where the tests were started to outlive theirs."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Program:
     """Runs from ``with`` on; afterwards nothing of it is left, however it went."""
 
@@ -59,6 +64,7 @@ class Program:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_with_a_terminal,
             )
         return self
 

@@ -358,6 +358,31 @@ def test_a_usual_run_warns_of_nothing_and_a_task_of_ones_own_of_what_check_says(
     assert len(warnings) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["check", "simulate --nodes 2 --rounds 1 --out run"])
+def test_what_a_tasks_code_prints_is_no_result(tmp_path: Path, command: str) -> None:
+    write(tmp_path)
+    with (tmp_path / "task.py").open("a") as task:
+        task.write(CHATTY)
+    shown = edgefleet(*command.split(), "--format", "json", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout) is not None
+    assert "devices are loaded" in shown.stderr
+
+
+CHATTY = """
+import dataclasses
+
+
+def _chatty(devices=TASK.devices):
+    print("devices are loaded")
+    return devices()
+
+
+TASK = dataclasses.replace(TASK, devices=_chatty)
+"""
+
+
 @pytest.mark.parametrize("command", ["check", "simulate"])
 def test_a_built_in_model_is_not_chosen_in_a_folder_with_a_task(tmp_path: Path, command: str) -> None:
     write(tmp_path / "digits")
@@ -449,7 +474,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(
 ) -> None:
     if begun:
         (tmp_path / "run.json").touch()
-    with pytest.raises(StoreError, match=f"is full; make room, then .* {flag} {tmp_path}$"), _room_needed(tmp_path):
+    with pytest.raises(StoreError, match=f"disk full.* {flag} {tmp_path}$"), _room_needed(tmp_path):
         fill()
 
 
