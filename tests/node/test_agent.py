@@ -516,7 +516,7 @@ def test_provisioning_that_was_interrupted_goes_on_as_the_same_node(bare: World)
 
 STEPS: list[tuple[Any, str, int]] = [  # and how often it happens in a while
     (durable, "write", 5),
-    (SqliteFloors, "raise_to", 6),
+    (SqliteFloors, "raise_to", 10),
     (StageLog, "append", 5),
     (Slots, "store", 1),
     (Slots, "point", 4),
