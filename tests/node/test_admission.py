@@ -1,7 +1,7 @@
 """What becomes of a release that this device could not load: it is refused, or tried again."""
 
+import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,10 +42,18 @@ def test_only_what_the_release_itself_did_is_held_against_it(
         admitted(toy, tmp_path)
 
 
-def test_an_endless_computation_ends_by_the_limit_of_its_time_and_not_as_a_device_without_memory(
-    tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("work", "end"),
+    [
+        pytest.param("sum(iter(int, 1))", f"exit -{signal.SIGXCPU}", id="time"),
+        pytest.param("bytes(admission.MEMORY_BYTES)", "MemoryError", id="memory"),
+    ],
+)
+def test_a_computation_without_end_ends_by_its_limit_and_not_as_that_of_a_device_without_room(
+    tmp_path: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch, work: str, end: str
 ) -> None:
-    code = "from node import admission; admission.CPU_SECONDS = 1; admission._golden_digest = lambda *_: 2 ** 10**10"
-    child(monkeypatch, tmp_path, f"exec {admission.sys.executable} -c '{code}\nadmission._main()'")
-    with pytest.raises(TrustError, match="does not load"):
+    code = f"from node import admission; admission.CPU_SECONDS = 1; admission._golden_digest = lambda *_: {work}"
+    child(monkeypatch, tmp_path, f"exec {admission.sys.executable} -c '{code}\nadmission._main()' order")
+    monkeypatch.setattr(admission, "TIMEOUT_S", 20)
+    with pytest.raises(TrustError, match=f"does not load: {end}"):
         admitted(toy, tmp_path)
