@@ -12,6 +12,9 @@ from threading import Lock
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from joserfc import jwt
+from joserfc.jwk import OKPKey
 
 from coordinator.access import CLOCK_TOLERANCE, INVITATION_LIFE, Access, Address
 from coordinator.round import RoundState
@@ -224,6 +227,18 @@ def test_what_is_no_token_of_ours_lets_nobody_in(door: Door, text: str) -> None:
     forged, _ = Tokens(Ed25519PrivateKey.generate()).mint("watch-1", now=NOW)
     with refused("token"):
         door.access.authenticate(forged)
+
+
+@pytest.mark.parametrize(
+    "claims", [{"sub": "watch-1", "aud": "edgefleet-admin"}, {"sub": 1, "aud": "edgefleet-device"}]
+)
+def test_a_token_of_ours_for_something_else_lets_nobody_in(claims: dict[str, object]) -> None:
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    expires = {"exp": int((NOW + LIFE).timestamp())}
+    text = jwt.encode({"alg": "Ed25519"}, claims | expires, OKPKey.import_key(pem), algorithms=["Ed25519"])
+    with refused("token"):
+        Tokens(key).read(text, now=NOW)
 
 
 def test_a_request_for_a_token_counts_once_even_after_a_crash(door: Door) -> None:
