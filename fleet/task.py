@@ -126,8 +126,8 @@ class Training:
     noise_limit: float = 13.0
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0 or self.examples < 1 or not self.noise_limit > 0:
-            raise TaskError("training: learning_rate, examples and noise_limit must be positive")
+        if not 0 < self.learning_rate < math.inf or self.examples < 1 or not self.noise_limit > 0:
+            raise TaskError("training: learning_rate, examples and noise_limit must be positive, steps finite")
 
     def step_length(self, noise_multiplier: float) -> float:
         """What a noisy clipped sum is multiplied by. It follows from public numbers alone."""

@@ -109,6 +109,19 @@ def test_a_request_that_does_not_prove_both_keys_is_refused(changed: dict[str, A
         Enrolment.opened(seal(Enrolment.PURPOSE, honest, key))
 
 
+def test_a_key_for_flower_of_another_curve_is_refused_even_if_it_is_proved() -> None:
+    other: Any = ec.generate_private_key(ec.SECP256R1())
+    with pytest.raises(SignatureError, match="must be EC P-384"):
+        Enrolment.opened(Enrolment.sealed(INVITATION, Ed25519PrivateKey.generate(), other, now=NOW))
+
+
+def test_a_key_for_flower_is_written_in_one_way_only() -> None:
+    key, honest = fields()
+    twice = {"flower_key": "hello\n" + honest["flower_key"]}  # the same key to whoever parses it
+    with pytest.raises(SignatureError, match="as it is usually written"):
+        Enrolment.opened(seal(Enrolment.PURPOSE, honest | twice, key))
+
+
 TASK = Task.of_spec(
     {
         "name": "toy",
@@ -147,6 +160,12 @@ def test_a_welcome_reads_back_where_the_invitation_vouches_for_it() -> None:
 def test_a_welcome_of_another_coordinator_is_believed_in_nothing(changed: dict[str, Any]) -> None:
     with pytest.raises(TrustError):
         Welcome.checked(resealed(changed), INVITATION)
+
+
+def test_whoever_only_knows_the_root_is_believed_in_nothing() -> None:
+    impostor = Ed25519PrivateKey.generate()
+    with pytest.raises(TrustError, match="is not the coordinator that the invitation is from"):
+        Welcome.checked(replace(WELCOME, instruction_key=impostor.public_key()).to_json(impostor), INVITATION)
 
 
 @pytest.mark.parametrize("part", ["settings", "body", "signature"])

@@ -1,0 +1,68 @@
+"""What a task may declare, and what it takes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet.errors import InputError, TaskError
+from fleet.task import PrivacyUnit, Signature, Task, Training, Windows
+
+SIGNATURE = Signature(input="x", shape=(2, 3), low=-1.0, high=1.0, classes=("left", "right"))
+TRAINING = Training(learning_rate=1.0, examples=10)
+
+
+def devices() -> Any:
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("declare", "said"),
+    [
+        pytest.param(lambda: replace(SIGNATURE, dtype="float64"), "dtype float64 is not supported", id="dtype"),
+        pytest.param(lambda: replace(SIGNATURE, low=1.0), "must be below", id="no range"),
+        pytest.param(lambda: replace(SIGNATURE, high=np.inf), "both finite", id="endless range"),
+        pytest.param(lambda: replace(SIGNATURE, classes=("left",)), "two different names", id="one class"),
+        pytest.param(lambda: replace(SIGNATURE, classes=("left", "left")), "two different names", id="a class twice"),
+        pytest.param(lambda: replace(SIGNATURE, shape=()), "positive sizes", id="no shape"),
+        pytest.param(lambda: replace(SIGNATURE, shape=(2, 0)), "positive sizes", id="empty shape"),
+        pytest.param(lambda: PrivacyUnit("window", group=0), "group 0 must be 1 or more", id="no group"),
+        pytest.param(lambda: replace(TRAINING, learning_rate=0.0), "must be positive", id="no step"),
+        pytest.param(lambda: replace(TRAINING, learning_rate=np.nan), "must be positive", id="a step that is none"),
+        pytest.param(lambda: replace(TRAINING, learning_rate=np.inf), "must be positive", id="an endless step"),
+        pytest.param(lambda: replace(TRAINING, examples=0), "must be positive", id="no examples"),
+        pytest.param(lambda: replace(TRAINING, noise_limit=0.0), "must be positive", id="no noise at all"),
+        pytest.param(lambda: Windows(np.zeros((2, 2, 3), np.float32), np.zeros(1, np.int64)), "1 labels", id="lengths"),
+        pytest.param(
+            lambda: Task("my task", devices, SIGNATURE, PrivacyUnit("window"), TRAINING, devices),
+            "letters, digits and underscores",
+            id="name",
+        ),
+    ],
+)
+def test_what_makes_no_sense_cannot_be_declared(declare: Callable[[], object], said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        declare()
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        pytest.param(np.zeros((3, 2), np.float32), r"shape \(3, 2\), the task takes \(2, 3\)", id="shape"),
+        pytest.param(np.zeros((1, 2, 3), np.float32), "shape", id="a batch"),
+        pytest.param(np.zeros((2, 3)), "dtype float64, the task takes float32", id="dtype"),
+        pytest.param(np.full((2, 3), np.nan, np.float32), "NaN or infinite", id="NaN"),
+        pytest.param(np.full((2, 3), -np.inf, np.float32), "NaN or infinite", id="infinite"),
+    ],
+)
+def test_a_reading_that_is_not_what_the_task_takes_is_refused(x: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        SIGNATURE.check(x)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_is_no_class_is_refused(label: int) -> None:
+    with pytest.raises(InputError, match="classes 0 to 1"):
+        SIGNATURE.check_label(label)
