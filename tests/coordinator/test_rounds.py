@@ -1,6 +1,8 @@
 """Rounds: what is counted, once; when a round ends; what a number stands for."""
 
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -122,6 +124,19 @@ def test_I1_closing_a_round_with_an_update_of_an_earlier_aggregate_changes_nothi
     base = replace(fleet.bases[-1], number=2, round=2)
     assert not fleet.coordinator.registry.rounds.close(second, base, counted[:1])
     assert fleet.coordinator.registry.rounds.current() == second
+    assert len(fleet.bases) == 2
+
+
+def test_I1_an_update_that_says_it_was_counted_already_closes_no_round(fleet: Fleet) -> None:
+    fleet.play_round()
+    round_ = fleet.opened()
+    fleet.answer(round_)
+    with closing(sqlite3.connect(fleet.folder / "registry.db")) as registry, registry:
+        registry.execute("update \"update\" set aggregate = 1 where round = 2 and node = 'node-3'")
+    rounds = fleet.coordinator.registry.rounds
+    with pytest.raises(TamperedError, match="in an aggregate already"):
+        rounds.close(round_, replace(fleet.bases[-1], number=2, round=2), rounds.entries(round_))
+    assert rounds.current() == round_
     assert len(fleet.bases) == 2
 
 
