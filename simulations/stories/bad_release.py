@@ -52,7 +52,7 @@ class BadRelease(Story):
             "probation_windows": 36,
             "patience": timedelta(hours=38),
         }
-        return settings.changed(round={"rounds": 6}, release=release)
+        return settings.changed(privacy={"planned_releases": 198}, round={"rounds": 6}, release=release)
 
     def recordings(self, fleet: dict[str, Recording]) -> dict[str, Recording]:
         """More to live on than to learn from."""

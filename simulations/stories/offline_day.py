@@ -32,6 +32,7 @@ MIRROR = AWAKE * timedelta(hours=1) + MONTH  # when the wanderer first reads wha
 HOME_HOUR = AWAKE + MONTHS
 HOME = AWAKE * timedelta(hours=1) + MONTHS * MONTH
 ROUNDS = HOME_HOUR + 3
+RELEASES_A_SESSION = 3
 MAX_STALENESS = BACK_HOUR - LOST_HOUR + 2  # a session that waited for a day still counts, for a fifth
 TRAINING_SHARE = 0.35
 
@@ -50,6 +51,7 @@ class OfflineDay(Story):
     def settings(self, settings: Settings) -> Settings:
         """A round an hour, closed by half of the fleet; one release, offered just before the link comes back."""
         return settings.changed(
+            privacy={"planned_releases": ROUNDS * RELEASES_A_SESSION},
             round={
                 "rounds": ROUNDS,
                 "deadline": timedelta(minutes=3),

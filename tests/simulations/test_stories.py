@@ -16,7 +16,7 @@ import pytest
 
 from coordinator.rollout import Phase
 from simulations.clock import START
-from simulations.scenario import Wish
+from simulations.scenario import Wish, scenario
 from simulations.stories import STORIES
 from simulations.stories.a_new_device import began_with
 from simulations.stories.bad_release import Act, act_one, act_two
@@ -60,6 +60,11 @@ def figures(name: str) -> dict[str, Any]:
 def test_every_story_is_played_here_and_is_in_the_readme() -> None:
     assert FLAGS.keys() == STORIES.keys()
     assert all(f"`{name}`" in README for name in STORIES)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_story_warns_of_nothing_that_it_chose_itself(name: str) -> None:
+    assert scenario(Wish(story=name)).warnings == ()
 
 
 @pytest.mark.slow
