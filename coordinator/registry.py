@@ -3,7 +3,7 @@
 import sqlite3
 from typing import Any
 
-from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, insert, inspect, select
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, insert, select
 
 from coordinator import tables
 from coordinator.invitations import Invitations
@@ -39,14 +39,13 @@ class Registry:
 
 
 def _make_tables(connection: Connection) -> None:
-    found = VERSION
-    if inspect(connection).has_table(tables.schema.name):
-        found = connection.execute(select(tables.schema.c.version)).scalar_one()
-    if found != VERSION:
+    tables.schema.create(connection, checkfirst=True)
+    found = connection.execute(select(tables.schema.c.version)).scalar_one_or_none()
+    if found is None:
+        connection.execute(insert(tables.schema).values(version=VERSION))
+    elif found != VERSION:
         raise UsageError(f"the registry has schema {found}, this edgefleet reads {VERSION}: run the one that wrote it")
     tables.metadata.create_all(connection)
-    if connection.execute(select(tables.schema)).first() is None:
-        connection.execute(insert(tables.schema).values(version=VERSION))
 
 
 def _engine(url: str) -> Engine:
