@@ -75,35 +75,30 @@ def test_what_was_signed_as_it_is_is_read(signed: Files, toy: Toy) -> None:
     assert golden == signed[release_path(1, "golden.bin")]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        pytest.param(altered(base_path(1, "manifest.json"), Base, number=2), "base 1", id="another base"),
-        pytest.param(other_weights(base_path(1, "weights.bin")), "base 1", id="another base's weights"),
-        pytest.param(lost(base_path(1, "weights.bin")), "weights.bin", id="base without weights"),
-        pytest.param(other_template, "template", id="another template"),
-    ],
-)
-def test_a_base_that_is_not_what_was_signed_is_not_learned_from(
-    signed: Files, toy: Toy, spoil: Callable[[Files, Toy], object], said: str
-) -> None:
-    spoil(signed, toy)
-    with pytest.raises(SignatureError, match=f"{said}.* signed"):
-        catalog(signed).base(1)
+BASE, RELEASE = base_path(1, "manifest.json"), release_path(1, "manifest.json")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("kind", "spoil", "said"),
     [
-        pytest.param(altered(release_path(1, "manifest.json"), Release, number=2), "release 1", id="another release"),
-        pytest.param(other_weights(release_path(1, "weights.bin")), "release 1", id="another release's weights"),
-        pytest.param(lost(release_path(1, "golden.bin")), "golden.bin", id="without golden inputs"),
-        pytest.param(other_template, "template", id="another template"),
+        pytest.param("base", altered(BASE, Base, number=2), "base 1", id="another base"),
+        pytest.param("base", other_weights(base_path(1, "weights.bin")), "base 1", id="another base's weights"),
+        pytest.param("base", lost(base_path(1, "weights.bin")), "weights.bin", id="a base without weights"),
+        pytest.param("base", other_template, "template", id="a base's other template"),
+        pytest.param("release", altered(RELEASE, Release, number=2), "release 1", id="another release"),
+        pytest.param(
+            "release", other_weights(release_path(1, "weights.bin")), "release 1", id="another release's weights"
+        ),
+        pytest.param(
+            "release", lost(release_path(1, "golden.bin")), "golden.bin", id="a release without golden inputs"
+        ),
+        pytest.param("release", other_template, "template", id="a release's other template"),
     ],
 )
-def test_a_release_that_is_not_what_was_signed_is_not_served(
-    signed: Files, toy: Toy, spoil: Callable[[Files, Toy], object], said: str
+def test_what_is_not_what_was_signed_is_neither_learned_from_nor_served(
+    signed: Files, toy: Toy, kind: str, spoil: Callable[[Files, Toy], object], said: str
 ) -> None:
     spoil(signed, toy)
+    read = {"base": Catalog.base, "release": Catalog.release}[kind]
     with pytest.raises(SignatureError, match=f"{said}.* signed"):
-        catalog(signed).release(1)
+        read(catalog(signed), 1)
