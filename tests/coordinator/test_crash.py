@@ -272,7 +272,6 @@ def test_I5_killed_at_any_durable_step_of_its_founding_a_coordinator_is_founded(
         assert End.of(fleet) == expected, f"killed before step {cut}: {steps[cut]}"
         assert {name: (folder / "keys" / name).read_bytes() for name in keys} == keys
         fleet.close()
-        shutil.rmtree(folder)
 
 
 def test_a_second_founding_of_the_same_folder_changes_no_byte_of_its_targets(fleet: Fleet, tmp_path: Path) -> None:
