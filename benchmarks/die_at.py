@@ -180,9 +180,10 @@ def watch_stores(fate: Fate) -> None:
 
     @wraps(connect)
     def connecting(*arguments: Any, **more: Any) -> sqlite3.Connection:
-        return connect(*arguments, **{"factory": Connection, **more})
+        opened: sqlite3.Connection = connect(*arguments, **{"factory": Connection, **more})
+        return opened
 
-    sqlite3.connect = sqlite3.dbapi2.connect = connecting  # type: ignore[attr-defined]
+    sqlite3.connect = sqlite3.dbapi2.connect = connecting  # type: ignore[assignment]
 
 
 def watch_children(own: list[str]) -> None:
@@ -194,7 +195,7 @@ def watch_children(own: list[str]) -> None:
                 command = [sys.executable, "-m", "benchmarks.die_at", *own, CHILD]
             super().__init__(command, *arguments, **more)
 
-    subprocess.Popen = Popen  # type: ignore[misc]
+    subprocess.Popen = Popen  # type: ignore[assignment, misc]
 
 
 def watch_change(own: list[str]) -> None:

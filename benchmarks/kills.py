@@ -100,7 +100,8 @@ def _command(run: Path, flags: list[str]) -> list[str]:
 
 def play(run: Path, kills: int, *, flags: list[str], shortest_s: float, longest_s: float, seed: int) -> list[list[str]]:
     """Kill a run ``kills`` times, then let it end; what was broken after each kill and at the end."""
-    rng, witness, broken = random.Random(seed), Witness(), []  # noqa: S311 - when to kill is no secret
+    rng, witness = random.Random(seed), Witness()  # noqa: S311 - when to kill is no secret
+    broken: list[list[str]] = []
     while len(broken) < kills:
         child = subprocess.Popen(_command(run, flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
         try:

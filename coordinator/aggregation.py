@@ -1,10 +1,11 @@
-"""From admitted updates to one mean: screen, clip to the median, average; every node counts once."""
+"""From admitted updates to one mean: screen, clip to the median, hear copies once, average."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from coordinator.voices import voices
 from fleet.weights import Flat
 
 SCREEN_FACTOR = 3.0
@@ -32,13 +33,19 @@ def mean(entries: Sequence[Entry], read: Callable[[str], Flat]) -> Flat:
 
 
 def screened_mean(entries: Sequence[Entry], read: Callable[[str], Flat]) -> Flat:
-    """The mean after dropping norms above three medians and clipping the others to the median.
+    """The mean after dropping norms above three medians, clipping the others to the median, and hearing copies once.
 
-    One node moves the mean by at most the median norm over the number of nodes kept.
+    One node's share of the mean is at most the median norm over the number of nodes kept. Of fewer than five updates
+    all are kept and none is a copy.
     """
     median = float(np.median([entry.norm for entry in entries]))
-    kept = [e for e in entries if e.norm <= SCREEN_FACTOR * median] if len(entries) >= SCREEN_NEEDS else entries
-    return _average(kept, [min(1.0, median / entry.norm) if entry.norm else 1.0 for entry in kept], read)
+    kept = sorted(entries, key=lambda entry: entry.key)
+    heard = np.ones(len(kept))
+    if len(entries) >= SCREEN_NEEDS:
+        kept = [entry for entry in kept if entry.norm <= SCREEN_FACTOR * median]
+        heard = voices([entry.payload for entry in kept], read)
+    clipped = [min(1.0, median / entry.norm) if entry.norm else 1.0 for entry in kept]
+    return _average(kept, [factor * voice for factor, voice in zip(clipped, heard.tolist(), strict=True)], read)
 
 
 RULES = {"mean": mean, "screened-mean": screened_mean}

@@ -1,6 +1,7 @@
 """``edgefleet simulate``: plays a whole fleet on this machine."""
 
 import errno
+import gc
 import json
 import sqlite3
 import sys
@@ -98,7 +99,10 @@ def _play(
             view.say(f"warning: {warning}")
         try:
             script = plan.story or PLAIN
-            world = World(folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started, script=script)
+            with _garbage_kept():
+                world = World(
+                    folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started, script=script
+                )
             world.play(view.show)
             measure(world, plan.held_out).save(folder)
             tale = plan.story.tale(world, plan.held_out) if plan.story else None
@@ -112,6 +116,17 @@ def _play(
         durable.write(folder / "result.json", json.dumps(_told(outcome, tale), indent=2).encode())
         _report(folder)
     return outcome, tale
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """What a start makes stays: it is searched for garbage neither in the start nor later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _told(outcome: "Result", tale: "Tale | None") -> dict[str, Any]:

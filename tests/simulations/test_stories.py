@@ -201,7 +201,8 @@ def test_poisoned_cohort_costs_the_default_rule_four_points_at_most_and_ends_the
     assert (told["hostile"], told["nodes"]) == (4, 16)
     assert told["most_points_lost_by_default"] <= 4
     assert told["most_points_lost_by_plain_mean"] > 30
-    assert told["sign_flip_mean_accuracy"] < 0.5 < told["sign_flip_screened_mean_accuracy"]
+    for attack in ("sign_flip", "inner_product"):
+        assert told[f"{attack}_mean_accuracy"] < told["clean_accuracy"] - 0.2
 
 
 def test_poisoned_cohort_tells_each_attack_with_its_strength_under_both_rules_and_what_it_does_not_show() -> None:
@@ -210,11 +211,11 @@ def test_poisoned_cohort_tells_each_attack_with_its_strength_under_both_rules_an
     (who, how, whom), told = PoisonedCohort()._sentences(16, {**reached, (NOBODY, RULES[0]): Reached(0.9, 0.8)})
     assert all(attack in who and attack in how for attack in ATTACKS)
     assert "5 rounds of 12 releases" in who
-    assert "the gang's mean 1.1 times, turned around" in who
+    assert "the gang's mean 4 times, turned around" in who
     assert "inner-product 40% and 60%" in how
     assert "the plain mean was the better rule in 1 of 4" in how
-    assert "A longer turned mean, or more rounds, cost the default far more" in whom
-    assert (told["rounds"], told["releases_a_round"], told["inner_product_strength"]) == (5, 12, 1.1)
+    assert "A gang that hides what it has in common under noise of its own costs the default far more" in whom
+    assert (told["rounds"], told["releases_a_round"], told["inner_product_strength"]) == (5, 12, 4.0)
 
 
 @pytest.mark.slow
