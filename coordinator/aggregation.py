@@ -35,7 +35,7 @@ def mean(entries: Sequence[Entry], read: Callable[[str], Flat]) -> Flat:
 def screened_mean(entries: Sequence[Entry], read: Callable[[str], Flat]) -> Flat:
     """The mean after dropping norms above three medians, clipping the others to the median, and hearing copies once.
 
-    One node's share of the mean is at most the median norm over the number of nodes kept. Of fewer than five updates
+    The share of one node in the mean is at most the median norm over the nodes kept. Of fewer than five updates
     all are kept and none is a copy.
     """
     median = float(np.median([entry.norm for entry in entries]))

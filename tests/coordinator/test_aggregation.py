@@ -196,7 +196,7 @@ cohorts = st.lists(
 
 @tried(max_examples=200, deadline=None)
 @given(cohort=cohorts, bad=st.floats(0, 1e30), seed=st.integers(0, 9))
-def test_I12_one_nodes_share_of_the_mean_is_at_most_the_median_norm_over_the_nodes_kept(
+def test_I12_the_share_of_one_node_in_the_mean_is_at_most_the_median_norm_over_the_nodes_kept(
     cohort: list[tuple[float, int]], bad: float, seed: int
 ) -> None:
     def delta(norm: float, seed: int) -> Flat:
