@@ -99,7 +99,7 @@ def _play(
             view.say(f"warning: {warning}")
         try:
             script = plan.story or PLAIN
-            with _garbage_kept():
+            with _kept_for_good():
                 world = World(
                     folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started, script=script
                 )
@@ -119,7 +119,7 @@ def _play(
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def _kept_for_good() -> Iterator[None]:
     """What a start makes stays: it is searched for garbage neither in the start nor later."""
     gc.disable()
     try:
