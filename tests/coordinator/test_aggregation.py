@@ -137,6 +137,13 @@ def test_a_gang_that_says_the_same_is_heard_once_and_honest_nodes_in_full(
     assert heard([*honest, *(gang(turned, rng) for _ in range(4))]) == [1.0] * 12 + [0.25] * 4
 
 
+def test_in_a_large_cohort_too_a_gang_is_heard_about_once() -> None:
+    gang = [np.ones(256, np.float32)] * 300
+    said = heard([*private(2700, 256), *gang])
+    assert said[:2700] == [1.0] * 2700
+    assert said[2700:] == pytest.approx([1 / 300] * 300, rel=0.25)
+
+
 @pytest.mark.parametrize("size", [1036, 10_000])
 def test_honest_private_deltas_are_all_heard_in_full(size: int) -> None:
     for seed in range(20):
