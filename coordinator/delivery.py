@@ -138,7 +138,7 @@ class Delivery:
             judged = judge(state, evidence, asked=len(asked), settings=self._settings, now=self._clock())
             if judged == state:
                 return
-            self._move(self._drawn(judged), evidence)
+            self._move(self._drawn(judged), evidence, judged=state.stage)
 
     def _drawn(self, state: RolloutState) -> RolloutState:
         """With the threshold of the wave that opens, if one does."""
@@ -147,10 +147,11 @@ class Delivery:
         today = wave_threshold(state.salt, self._roster.active(), self._settings.waves[state.wave - 1])
         return replace(state, threshold=max(today, state.threshold))
 
-    def _move(self, state: RolloutState, evidence: Pooled) -> None:
+    def _move(self, state: RolloutState, evidence: Pooled, *, judged: str) -> None:
         self._record(
             "rollout",
             release=state.release,
+            judged=judged,
             phase=state.phase.value,
             wave=state.wave,
             reports=evidence.reports,

@@ -43,6 +43,11 @@ class RolloutState:
         """What nodes are asked about in this phase."""
         return Watch.SHADOW if self.phase is Phase.SHADOW else Watch.PROBATION
 
+    @property
+    def stage(self) -> str:
+        """What evidence is about in this phase: ``shadow``, or ``wave`` and its number."""
+        return f"wave {self.wave}" if self.phase is Phase.WAVE else self.phase.value
+
 
 def judge(
     state: RolloutState, evidence: Pooled, *, asked: int, settings: ReleaseSettings, now: datetime

@@ -54,7 +54,8 @@ def evidence(facts: Facts) -> Figure | None:
     settings = facts.settings.release
     z = NormalDist().inv_cdf(1 - STRICTNESS * settings.alpha)
     releases = {release.number: release for release in facts.releases}
-    judged = [event for event in facts.events if event.name == "rollout" and event.fields.get("release") in releases]
+    rollouts = [event for event in facts.events if event.name == "rollout" and event.fields.get("release") in releases]
+    judged = [event for event in rollouts if "judged" in event.fields]
     if not judged:
         return None
     entries = [_interval(event, releases[event.fields["release"]], z) for event in judged]
@@ -102,12 +103,9 @@ def _jumps(began: Sequence[float]) -> str:
 
 def _interval(event: Event, release: Offered, z: float) -> Interval:
     fields = event.fields
-    phase, wave, reports = str(fields["phase"]), int(fields["wave"]), int(fields["reports"])
-    opened = phase == Phase.WAVE.value
-    in_shadow = (opened and wave == 1) or phase == Phase.KEPT_OLD.value
-    stage = "shadow" if in_shadow else f"wave {wave - opened}"
-    windows = reports * (release.shadow_windows if in_shadow else release.probation_windows)
-    outcome = f"wave {wave} opens" if opened else _OUTCOMES.get(phase, phase)
+    phase, stage, reports = str(fields["phase"]), str(fields["judged"]), int(fields["reports"])
+    windows = reports * (release.shadow_windows if stage == Phase.SHADOW.value else release.probation_windows)
+    outcome = f"wave {fields['wave']} opens" if phase == Phase.WAVE.value else _OUTCOMES.get(phase, phase)
     name = f"R{release.number} {stage}: {some(reports, 'report', 'reports')}, {windows} windows"
     if fields.get("error") is None:
         return Interval(name, f"no evidence: {outcome}", "e", None)

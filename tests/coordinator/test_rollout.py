@@ -141,6 +141,17 @@ def test_a_good_release_goes_from_shadow_through_three_waves_to_everybody(sixtee
     assert sixteen.coordinator.delivery.question() is None
 
 
+def test_every_step_of_a_rollout_is_recorded_with_the_stage_that_was_judged(
+    sixteen: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[str, str]] = []
+    delivery = sixteen.coordinator.delivery
+    monkeypatch.setattr(delivery, "_record", lambda _, **fields: steps.append((fields["judged"], fields["phase"])))
+    for _ in range(4):
+        report(sixteen, won=1, lost=0)
+    assert steps == [("shadow", "wave"), ("wave 1", "wave"), ("wave 2", "wave"), ("wave 3", "done")]
+
+
 def exposed(fleet: Fleet) -> set[str]:
     """Who may serve the newest release, by the policy that is on the shelf."""
     rollout = Rollout.from_bytes(fleet.repository.target(ROLLOUT_PATH) or b"")

@@ -38,8 +38,9 @@ def facts(*, nodes: int = 3, epsilon: float = 8.0, rounds: int = 4, story: Story
     events += [
         Event(3, "coordinator", "rollout", judged)
         for judged in (
-            {"release": 1, "phase": "wave", "wave": 1, "reports": 3, "gain": 0.1, "error": 0.04},
-            {"release": 1, "phase": "halted", "wave": 1, "reports": 0, "gain": 0.0, "error": None},
+            {"release": 1, "judged": "shadow", "phase": "wave", "wave": 1, "reports": 3, "gain": 0.1, "error": 0.04},
+            {"release": 1, "judged": "wave 1", "phase": "halted", "wave": 1, "reports": 0, "gain": 0.0, "error": None},
+            {"release": 1, "phase": "halted", "reason": "withdrawn by the operator"},
         )
     ]
     seen = [Seen(name, f"person of {name}", False, 60, 20, 20, rounds, 4000 * rounds) for name in names]
@@ -246,6 +247,14 @@ def test_the_evidence_says_both_ways_in_which_a_wave_halts() -> None:
     assert figure
     assert "A wave halts if its evidence lies that far left of the margin" in figure.caption
     assert "fewer than half of its nodes have reported when patience is over" in figure.caption
+
+
+def test_the_evidence_names_each_stage_that_was_judged_and_leaves_out_what_an_operator_did() -> None:
+    figure = rollouts.evidence(facts())
+    assert figure
+    shadow, wave = (name for name, _ in figure.rows)
+    assert shadow.startswith("R1 shadow: 3 reports, ")
+    assert wave.startswith("R1 wave 1: 0 reports, ")
 
 
 def test_a_run_that_measured_no_model_of_its_own_has_a_report_all_the_same() -> None:
