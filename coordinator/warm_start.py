@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fleet.task import Task, weights_of
+from fleet.task import Task, divided, weights_of
 from fleet.weights import Flat
 
 STEPS = 300
@@ -22,11 +22,14 @@ def warm_start(task: Task, seed: int, weight_decay: float = WEIGHT_DECAY) -> Fla
     if windows is None or len(windows) == 0:
         return weights_of(model)
     x, y = torch.from_numpy(windows.x), torch.from_numpy(windows.y).long()
+    front, rest = divided(model)
+    with torch.no_grad():
+        x = front(x)
     adam = _Adam([p for p in model.parameters() if p.requires_grad])
     generator = torch.Generator().manual_seed(seed)
     for step in range(STEPS):
         batch = torch.randperm(len(y), generator=generator)[:BATCH]
-        loss = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
+        loss = torch.nn.functional.cross_entropy(rest(x[batch]), y[batch])
         loss = loss + weight_decay / 2 * sum((p * p).sum() for p in adam.parameters)
         adam.step(loss, LEARNING_RATE * (1 - step / STEPS))
     return weights_of(model)

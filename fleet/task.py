@@ -210,6 +210,26 @@ def set_weights(model: "torch.nn.Module", flat: Flat) -> None:
                 parameter.copy_(torch.from_numpy(values[name].copy()))
 
 
+def divided(model: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Module]":
+    """The front, which training leaves as it is, and the rest: ``model(x) == rest(front(x))``, whatever the weights.
+
+    Only of an ``nn.Sequential`` can that be told; the front of any other model is empty. What is drawn anew at each
+    pass, as Dropout is, belongs to the rest.
+    """
+    from torch import nn
+
+    layers = list(model) if type(model).forward is nn.Sequential.forward else [model]
+    changing = (i for i, layer in enumerate(layers) if _changes(layer))
+    first = next(changing, 0)
+    return nn.Sequential(*layers[:first]), nn.Sequential(*layers[first:])
+
+
+def _changes(layer: "torch.nn.Module") -> bool:
+    from torch.nn.modules.dropout import _DropoutNd
+
+    return any(p.requires_grad for p in layer.parameters()) or any(isinstance(m, _DropoutNd) for m in layer.modules())
+
+
 def load(reference: str, folder: Path) -> Task:
     """The task that ``reference`` names: ``task.py:TASK``, relative to ``folder``, or ``package.module:TASK``.
 

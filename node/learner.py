@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fleet.errors import BudgetError, MissingExtraError
 from fleet.privacy.release import Noise, private_sum
-from fleet.task import Task, Windows, set_weights
+from fleet.task import Task, Windows, divided, set_weights
 from fleet.weights import Flat
 from node.buffer import Buffer
 from node.head import head_of, softmax, watched
@@ -102,14 +102,15 @@ def session(
 class PerExampleGradients:
     """Gradients of the cross-entropy, one row an example, by Opacus' hooks.
 
-    Where all that is trained is one layer on top, what lies under it gives the same values at every step of a
-    session: it is computed once, and the gradients of the layer are written down as they are known.
+    What lies under all that is trained gives the same values at every step of a session: it is computed once. Where
+    all that is trained is one layer on top, its gradients are written down as they are known.
     """
 
     def __init__(self, task: Task) -> None:
         self._model = task.model()
         self._head = _only_head(self._model, task.signature.shape)
-        self._wrapped = None if self._head else _wrap(self._model)
+        self._front, rest = divided(self._model)
+        self._wrapped = None if self._head else _wrap(rest)
 
     def of(self, examples: Windows) -> Gradients:
         """A function from weights to the gradients of these examples there, ``(examples, size)`` float64."""
@@ -119,6 +120,8 @@ class PerExampleGradients:
         if self._head:
             inputs = watched(self._model, self._head, x)[1][0][0].double().numpy()
             return _of_head(inputs, examples.y, self._head.out_features, bias=self._head.bias is not None)
+        with torch.no_grad():
+            x = self._front(x)
         wrapped, model = self._wrapped, self._model
         assert wrapped is not None  # noqa: S101 - a model is wrapped, or has a head of its own
 
