@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fleet.errors import BudgetError, MissingExtraError
 from fleet.privacy.release import Noise, private_sum
-from fleet.task import Task, Windows, divided, set_weights
+from fleet.task import Task, Windows, divided
 from fleet.weights import Flat
 from node.buffer import Buffer
 from node.head import head_of, softmax, watched
@@ -122,17 +122,20 @@ class PerExampleGradients:
             return _of_head(inputs, examples.y, self._head.out_features, bias=self._head.bias is not None)
         with torch.no_grad():
             x = self._front(x)
-        wrapped, model = self._wrapped, self._model
+        wrapped = self._wrapped
         assert wrapped is not None  # noqa: S101 - a model is wrapped, or has a head of its own
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        sizes = [p.numel() for p in trained]
 
         def gradients(weights: Flat) -> npt.NDArray[np.float64]:
-            set_weights(model, weights)
+            with torch.no_grad():
+                for parameter, values in zip(trained, torch.from_numpy(weights).split(sizes), strict=True):
+                    parameter.copy_(values.view_as(parameter))
             wrapped.zero_grad(set_to_none=True)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")  # inputs need no gradient
                 loss = torch.nn.functional.cross_entropy(wrapped(x), y, reduction="sum")
                 loss.backward()  # type: ignore[no-untyped-call]
-            trained = [p for p in model.parameters() if p.requires_grad]
             rows: npt.NDArray[np.float64] = torch.cat([_rows(p) for p in trained], dim=1).numpy()
             return rows
 

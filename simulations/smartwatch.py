@@ -32,7 +32,7 @@ _SCALE = (1.0, 1.0, 1.0, 2.5, 2.5, 2.5)  # g and rad/s to about one: public cons
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BANDS = (0, 1, 2, 3, 4, 6, 9, 14, 22, 51)  # edges in bins of 0.5 Hz
 _LAGS = (5, 12)  # samples of 20 ms
-_FRAME, _HOP = 20, 10  # samples
+_FRAME, _HOP, _FRAMES = 20, 10, 9  # samples, samples, and how many fit a window
 _UNITS = 32
 _REACH = 2.5  # standard deviations of the donor's frames: eight bits are finer over less
 _WIDEST = 4.0  # standard deviations of the donor; what lies beyond counts as this
@@ -215,22 +215,19 @@ class Standardise(nn.Module):
         return standardised
 
 
-def cnn(public: Windows) -> nn.Sequential:
-    """A convolution over fixed frames, standardised by ``public``, averaged over time: 935 weights to train.
+def cnn(mean: Tensor, deviation: Tensor) -> nn.Sequential:
+    """A convolution over fixed frames, averaged over time: 935 weights to train.
 
-    It is one frame wide, for the frames overlap and hold the turns already, and in two groups: the fewer numbers a
-    unit adds up, the less it feels that its weights have seven bits.
+    ``mean`` and ``deviation``, both ``(42,)``, come from public data. The convolution is one frame wide, for the
+    frames overlap and hold the turns already, and in two groups: the fewer numbers a unit adds up, the less it feels
+    that its weights have seven bits.
     """
-    front = Frames()
-    with torch.no_grad():
-        frames = front(torch.from_numpy(public.x))
-    mean, deviation = (each.unsqueeze(1) for each in (frames.mean((0, 2)), frames.std((0, 2)) + 1e-3))
     model = nn.Sequential(
-        front,
-        Standardise(mean, deviation),
-        nn.Conv1d(frames.shape[1], _UNITS, 1, groups=2, device="meta").to_empty(device="cpu"),
+        Frames(),
+        Standardise(mean.unsqueeze(1), deviation.unsqueeze(1)),
+        nn.Conv1d(len(mean), _UNITS, 1, groups=2, device="meta").to_empty(device="cpu"),
         nn.Hardtanh(),
-        nn.AvgPool1d(frames.shape[2]),
+        nn.AvgPool1d(_FRAMES),
         nn.Flatten(),
         nn.Linear(_UNITS, len(SIGNATURE.classes), device="meta").to_empty(device="cpu"),
     )
@@ -300,12 +297,19 @@ def _features(donor: str) -> Features:
 
 
 def _cnn(donor: str) -> nn.Sequential:
-    return cnn(_public(donor))
+    return cnn(*_of_frames(donor))
 
 
 @cache
 def _constants(donor: str) -> tuple[Tensor, Tensor]:
     return constants(_public(donor))
+
+
+@cache
+def _of_frames(donor: str) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        frames = Frames()(torch.from_numpy(_public(donor).x))
+    return frames.mean((0, 2)), frames.std((0, 2)) + 1e-3
 
 
 TASK = smartwatch()
