@@ -218,9 +218,11 @@ def divided(model: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Module
     """
     from torch import nn
 
-    layers = list(model) if type(model).forward is nn.Sequential.forward else [model]
-    changing = (i for i, layer in enumerate(layers) if _changes(layer))
-    first = next(changing, 0)
+    if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
+        layers = list(model)
+    else:
+        layers = [model]
+    first = next((i for i, layer in enumerate(layers) if _changes(layer)), 0)
     return nn.Sequential(*layers[:first]), nn.Sequential(*layers[first:])
 
 

@@ -129,9 +129,10 @@ class PerExampleGradients:
 
         def gradients(weights: Flat) -> npt.NDArray[np.float64]:
             with torch.no_grad():
-                for parameter, values in zip(trained, torch.from_numpy(weights).split(sizes), strict=True):
+                parts = torch.from_numpy(weights).split(sizes)  # type: ignore[no-untyped-call]
+                for parameter, values in zip(trained, parts, strict=True):
                     parameter.copy_(values.view_as(parameter))
-            wrapped.zero_grad(set_to_none=True)
+                    parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")  # inputs need no gradient
                 loss = torch.nn.functional.cross_entropy(wrapped(x), y, reduction="sum")

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from fleet.errors import InputError, TaskError
-from fleet.task import PrivacyUnit, Signature, Task, Training, Windows
+from fleet.task import PrivacyUnit, Signature, Task, Training, Windows, divided
 
 SIGNATURE = Signature(input="x", shape=(2, 3), low=-1.0, high=1.0, classes=("left", "right"))
+TANH = nn.Tanh()
 TRAINING = Training(learning_rate=1.0, examples=10)
 
 
@@ -66,3 +69,32 @@ def test_a_reading_that_is_not_what_the_task_takes_is_refused(x: Any, said: str)
 def test_a_label_that_is_no_class_is_refused(label: int) -> None:
     with pytest.raises(InputError, match="classes 0 to 1"):
         SIGNATURE.check_label(label)
+
+
+class Halved(nn.Sequential):
+    """A Sequential that does more than its layers one after the other."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        halved: torch.Tensor = super().forward(x) / 2
+        return halved
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        pytest.param(nn.Sequential(nn.Tanh(), nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 2)), 2, id="frozen"),
+        pytest.param(nn.Sequential(TANH, TANH, nn.Linear(3, 2)), 2, id="a layer twice"),
+        pytest.param(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), 0, id="trained at once"),
+        pytest.param(nn.Sequential(nn.Tanh(), nn.Dropout(), nn.Linear(3, 2)), 1, id="drawn anew"),
+        pytest.param(nn.Sequential(nn.Tanh(), nn.Tanh()), 0, id="nothing to train"),
+        pytest.param(Halved(nn.Tanh(), nn.Linear(3, 2)), 0, id="a forward of its own"),
+        pytest.param(nn.Linear(3, 2), 0, id="one layer"),
+    ],
+)
+def test_a_model_is_its_front_and_then_the_rest(model: nn.Module, layers: int) -> None:
+    front, rest = divided(model)
+    assert isinstance(front, nn.Sequential)
+    assert len(front) == layers
+    assert not any(p.requires_grad for p in front.parameters())
+    x = torch.rand(4, 3)
+    torch.testing.assert_close(rest.eval()(front.eval()(x)), model.eval()(x), rtol=0, atol=0)

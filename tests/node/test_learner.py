@@ -60,7 +60,23 @@ class Twice(Front):
 
 
 def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.Hardtanh(), nn.Linear(4, 3))
+    return mlp_of(3)
+
+
+class Waves(nn.Module):
+    """Nothing to train."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x * torch.tensor([1.0, 2.0, 3.0]))
+
+
+def deep() -> nn.Module:
+    """Two trained layers over two that are not."""
+    return nn.Sequential(Waves(), nn.Linear(3, 4).requires_grad_(False), mlp_of(4))
+
+
+def mlp_of(inputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 4), nn.Hardtanh(), nn.Linear(4, 3))
 
 
 def task(model: Any = mlp) -> Task:
@@ -146,7 +162,7 @@ def test_an_example_that_is_not_finite_spoils_no_other(value: float) -> None:
     assert np.isfinite(clip(spoiled, CLIPPING_NORM)).all()
 
 
-@pytest.mark.parametrize("model", [mlp, Front, Scaled, Twice, Unbiased, FrozenBias, lambda: nn.Linear(3, 3)])
+@pytest.mark.parametrize("model", [mlp, deep, Front, Scaled, Twice, Unbiased, FrozenBias, lambda: nn.Linear(3, 3)])
 def test_gradients_are_those_of_each_example_alone(model: Any) -> None:
     toy, examples = task(model), points(7)
     gradients = PerExampleGradients(toy).of(examples)
@@ -156,12 +172,15 @@ def test_gradients_are_those_of_each_example_alone(model: Any) -> None:
         np.testing.assert_allclose(gradients(weights), autograd(toy.model(), weights, examples), atol=1e-6)
 
 
-def test_what_lies_under_the_only_trained_layer_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = task(Front)
+@pytest.mark.parametrize(("model", "front", "size"), [(Front, Front, 18), (deep, Waves, 35)])
+def test_what_lies_under_all_that_is_trained_is_computed_once(
+    model: Any, front: type[nn.Module], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = task(model)
     source = PerExampleGradients(toy)
     gradients = source.of(points(7))
-    monkeypatch.setattr(Front, "forward", lambda *_: pytest.fail("the front was computed again"))
-    assert gradients(weights_of(toy.model())).shape == (7, 18)
+    monkeypatch.setattr(front, "forward", lambda *_: pytest.fail("the front was computed again"))
+    assert gradients(weights_of(toy.model())).shape == (7, size)
 
 
 def test_a_session_without_noise_is_as_many_steps_by_hand(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from coordinator.exporter import export
 from fleet.check import check
 from fleet.errors import UsageError
 from fleet.settings import Settings
-from fleet.task import set_weights, weights_of
+from fleet.task import divided, set_weights, weights_of
 from fleet.weights import Flat
 from simulations import spar
-from simulations.smartwatch import FEATURES, SIGNATURE, Features, Model, Statistics, held_out, smartwatch
+from simulations.smartwatch import FEATURES, SIGNATURE, Features, Frames, Model, Statistics, held_out, smartwatch
 
 MODELS: list[Model] = ["features", "cnn"]
 LIVE = spar.recordings()["person05-left"].live.x
@@ -79,6 +79,36 @@ def test_the_features_are_what_numpy_computes() -> None:
     computed = Statistics()(torch.from_numpy(LIVE)).numpy()
     assert computed.shape == (len(LIVE), FEATURES)
     np.testing.assert_allclose(computed, reference(LIVE), rtol=1e-4, atol=1e-4)
+
+
+def reference_frames(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The 42 channels of frames as numpy computes them, ``(n, 6, 100)`` to ``(n, 42, 9)``."""
+    w = windows.astype(np.float64) / np.array([1, 1, 1, 2.5, 2.5, 2.5])[:, None]
+    c = w - w.mean(2, keepdims=True)
+    i, j = np.triu_indices(6, 1)
+    common = np.sqrt((c[:, i] ** 2).mean(2) * (c[:, j] ** 2).mean(2) + 0.003)[..., None]
+    leads = np.zeros_like(c[:, i])
+    leads[..., :-5] = c[:, i, :-5] * c[:, j, 5:] - c[:, j, :-5] * c[:, i, 5:]
+
+    def frames(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.stack([values[..., start : start + 20].mean(-1) for start in range(0, 81, 10)], -1)
+
+    energies = np.log10(frames(c**2) + 0.01)
+    return np.concatenate([frames(w), energies, frames(c[:, i] * c[:, j]) / common, frames(leads) / common], 1)
+
+
+def test_the_frames_are_what_numpy_computes() -> None:
+    computed = Frames()(torch.from_numpy(LIVE)).numpy()
+    assert computed.shape == (len(LIVE), 42, 9)
+    np.testing.assert_allclose(computed, reference_frames(LIVE), rtol=1e-4, atol=1e-4)
+
+
+def test_the_convolution_never_sees_more_than_its_quantizer_holds() -> None:
+    front, rest = divided(smartwatch("cnn", 0).model())
+    seen = front(torch.from_numpy(np.concatenate([LIVE, STRANGE])))
+    assert seen.shape[1:] == (42, 9)
+    assert seen.abs().max() == 2.5
+    assert isinstance(next(rest.children()), torch.nn.Conv1d)
 
 
 @pytest.mark.parametrize("name", MODELS)
