@@ -26,7 +26,8 @@ SIGNATURE = Signature(
 )
 
 _UNIT = PrivacyUnit("2 s window, disjoint", group=1)
-# Learning rates were chosen on donors, on the wrist that release 0 never saw: benchmarks/donor_tuning.py.
+# That of features was chosen on donors, on the wrist that release 0 never saw: benchmarks/donor_tuning.py. How that
+# of cnn came about, and who was looked at, is in docs/accuracy.md.
 _TRAINING = {"features": Training(learning_rate=30.0, examples=80), "cnn": Training(learning_rate=10.0, examples=80)}
 _SCALE = (1.0, 1.0, 1.0, 2.5, 2.5, 2.5)  # g and rad/s to about one: public constants
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
