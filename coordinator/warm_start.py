@@ -24,7 +24,7 @@ def warm_start(task: Task, seed: int, weight_decay: float = WEIGHT_DECAY) -> Fla
     x, y = torch.from_numpy(windows.x), torch.from_numpy(windows.y).long()
     front, rest = divided(model)
     with torch.no_grad():
-        x = front(x)
+        x = torch.cat([front(part.clone()) for part in torch.split(x, BATCH)])
     adam = _Adam([p for p in model.parameters() if p.requires_grad])
     generator = torch.Generator().manual_seed(seed)
     for step in range(STEPS):

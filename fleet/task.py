@@ -213,8 +213,8 @@ def set_weights(model: "torch.nn.Module", flat: Flat) -> None:
 def divided(model: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Module]":
     """The front, which training leaves as it is, and the rest: ``model(x) == rest(front(x))``, whatever the weights.
 
-    Only of an ``nn.Sequential`` can that be told; the front of any other model is empty. What is drawn anew at each
-    pass, as Dropout is, belongs to the rest.
+    Only of an ``nn.Sequential`` can that be told; the front of any other model is empty. Layers of torch that draw at
+    random in training belong to the rest; one of the task's own is not known for it.
     """
     from torch import nn
 
@@ -227,9 +227,11 @@ def divided(model: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Module
 
 
 def _changes(layer: "torch.nn.Module") -> bool:
+    from torch.nn import RReLU
     from torch.nn.modules.dropout import _DropoutNd
 
-    return any(p.requires_grad for p in layer.parameters()) or any(isinstance(m, _DropoutNd) for m in layer.modules())
+    drawn = any(isinstance(module, _DropoutNd | RReLU) for module in layer.modules())
+    return drawn or any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def load(reference: str, folder: Path) -> Task:

@@ -129,7 +129,7 @@ class PerExampleGradients:
 
         def gradients(weights: Flat) -> npt.NDArray[np.float64]:
             with torch.no_grad():
-                parts = torch.from_numpy(weights).split(sizes)  # type: ignore[no-untyped-call]
+                parts = torch.tensor(weights).split(sizes)  # type: ignore[no-untyped-call]
                 for parameter, values in zip(trained, parts, strict=True):
                     parameter.copy_(values.view_as(parameter))
                     parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]

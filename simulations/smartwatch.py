@@ -1,5 +1,6 @@
 """The built-in task: which shoulder exercise is this, from two seconds of a smartwatch's motion."""
 
+from collections import OrderedDict
 from functools import cache, partial
 from itertools import pairwise
 from math import sqrt
@@ -79,28 +80,18 @@ def held_out(fold: int) -> str:
     return _person((fold + 1) % PERSONS)
 
 
-class Features(nn.Module):
-    """Fixed features, standardised by public constants, under a linear head: 1036 weights to train.
+def feature_model(mean: Tensor, deviation: Tensor) -> nn.Sequential:
+    """Fixed features, standardised by public data, under a linear head: 1036 weights to train.
 
-    The head's input is no longer than 4 whatever comes in, and so is bounded what one example can change.
+    ``mean`` and ``deviation`` are ``(147,)``. The head's input is no longer than 4 whatever comes in, and so is bounded
+    what one example can change.
     """
-
-    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
-        """``mean`` and ``deviation``, both ``(147,)``, come from public data."""
-        super().__init__()
-        self.front = Statistics()
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", 1 / (deviation * sqrt(FEATURES)))
-        self.clip = nn.Hardtanh(-_WIDEST / sqrt(FEATURES), _WIDEST / sqrt(FEATURES))
-        self.head = nn.Linear(FEATURES, len(SIGNATURE.classes), device="meta").to_empty(device="cpu")
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(batch, 7)`` of windows ``(batch, 6, 100)``."""
-        standardised = (self.front(x) - self.get_buffer("mean")) * self.get_buffer("scale")
-        logits: Tensor = self.head(self.clip(standardised))
-        return logits
+    with torch.random.fork_rng(devices=[]):
+        head = nn.Linear(FEATURES, len(SIGNATURE.classes))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    standardise = Standardise(mean, deviation * sqrt(FEATURES), reach=_WIDEST / sqrt(FEATURES))
+    return nn.Sequential(OrderedDict(front=Statistics(), standardise=standardise, head=head))
 
 
 class Statistics(nn.Module):
@@ -201,37 +192,41 @@ class Frames(nn.Module):
 
 
 class Standardise(nn.Module):
-    """Channels less their mean and over their deviation, both public, and no further from zero than ±2.5."""
+    """What comes in, less its mean and over its deviation, both public, and no further from zero than ``reach``."""
 
-    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
-        """``mean`` and ``deviation`` are ``(channels, 1)``."""
+    def __init__(self, mean: Tensor, deviation: Tensor, reach: float) -> None:
+        """``mean`` and ``deviation`` have the shape of one example, or one that is broadcast to it."""
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("scale", 1 / deviation)
-        self.clip = nn.Hardtanh(-_REACH, _REACH)
+        self.clip = nn.Hardtanh(-reach, reach)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """The same shape, ``(batch, channels, time)``."""
-        standardised: Tensor = self.clip((frames - self.get_buffer("mean")) * self.get_buffer("scale"))
+    def forward(self, values: Tensor) -> Tensor:
+        """The same shape."""
+        standardised: Tensor = self.clip((values - self.get_buffer("mean")) * self.get_buffer("scale"))
         return standardised
 
 
-def cnn(mean: Tensor, deviation: Tensor) -> nn.Sequential:
+def cnn_model(mean: Tensor, deviation: Tensor) -> nn.Sequential:
     """A convolution over fixed frames, averaged over time: 935 weights to train.
 
     ``mean`` and ``deviation``, both ``(42,)``, come from public data. The convolution is one frame wide, for the
     frames overlap and hold the turns already, and in two groups: the fewer numbers a unit adds up, the less it feels
     that its weights have seven bits.
     """
-    model = nn.Sequential(
-        Frames(),
-        Standardise(mean.unsqueeze(1), deviation.unsqueeze(1)),
-        nn.Conv1d(len(mean), _UNITS, 1, groups=2, device="meta").to_empty(device="cpu"),
-        nn.Hardtanh(),
-        nn.AvgPool1d(_FRAMES),
-        nn.Flatten(),
-        nn.Linear(_UNITS, len(SIGNATURE.classes), device="meta").to_empty(device="cpu"),
+    with torch.random.fork_rng(devices=[]):
+        convolution = nn.Conv1d(len(mean), _UNITS, 1, groups=2)
+        head = nn.Linear(_UNITS, len(SIGNATURE.classes))
+    layers = OrderedDict(
+        front=Frames(),
+        standardise=Standardise(mean.unsqueeze(1), deviation.unsqueeze(1), reach=_REACH),
+        convolution=convolution,
+        bound=nn.Hardtanh(),
+        average=nn.AvgPool1d(_FRAMES),
+        flatten=nn.Flatten(),
+        head=head,
     )
+    model = nn.Sequential(layers)
     _initialise(model)
     return model
 
@@ -242,7 +237,7 @@ def _framed(values: Tensor) -> Tensor:
 
 
 def _initialise(model: nn.Module) -> None:
-    """The same weights every time, without a draw from torch's global generator."""
+    """The same weights every time."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -293,12 +288,12 @@ def _public(donor: str) -> Windows:
     return Windows.joined(windows for recording in seen for windows in (recording.train, recording.live))
 
 
-def _features(donor: str) -> Features:
-    return Features(*_constants(donor))
+def _features(donor: str) -> nn.Sequential:
+    return feature_model(*_constants(donor))
 
 
 def _cnn(donor: str) -> nn.Sequential:
-    return cnn(*_of_frames(donor))
+    return cnn_model(*_of_frames(donor))
 
 
 @cache

@@ -214,7 +214,7 @@ class PoisonedCohort(Story):
             f"in {better or 'none'} of {len(ATTACKS)}.",
             f"On people whom no device had seen, the default went from {clean.strangers:.0%} down to {strangers:.0%}: "
             f"what passes the screen, and is no copy, counts as much as any other node. A gang that hides what it has "
-            f"in common under noise of its own costs the default far more: docs/promises.md has the figures.",
+            f"in common under noise of its own costs the default far more: docs/accuracy.md has the figures.",
         ]
         return told, figures
 

@@ -129,7 +129,7 @@ GANGS: dict[str, Callable[[Flat, np.random.Generator], Flat]] = {
 
 @pytest.mark.parametrize("size", [1036, 10_000])
 @pytest.mark.parametrize("gang", GANGS.values(), ids=GANGS)
-def test_a_gang_that_says_the_same_is_heard_once_and_honest_nodes_in_full(
+def test_under_noise_a_gang_that_says_the_same_is_heard_once_and_honest_nodes_in_full(
     gang: Callable[[Flat, np.random.Generator], Flat], size: int
 ) -> None:
     honest, rng = private(12, size), np.random.default_rng(1)
@@ -148,6 +148,14 @@ def test_in_a_large_cohort_too_a_gang_is_heard_about_once() -> None:
 def test_honest_private_deltas_are_all_heard_in_full(size: int) -> None:
     for seed in range(20):
         assert heard(private(16, size, seed)) == [1.0] * 16
+
+
+@pytest.mark.parametrize("size", [64, 1036, 4096, 10_000])
+def test_nobody_makes_an_honest_node_a_copy_without_its_very_noise(size: int) -> None:
+    """The common direction itself is more like every honest delta than these are like one another."""
+    for seed in range(10):
+        common = np.ones(size, np.float32) / np.float32(np.sqrt(size))
+        assert heard([*private(15, size, seed), common]) == [1.0] * 16
 
 
 def test_where_all_deltas_are_alike_none_is_a_copy() -> None:

@@ -214,7 +214,7 @@ def test_poisoned_cohort_tells_each_attack_with_its_strength_under_both_rules_an
     assert "the gang's mean 4 times, turned around" in who
     assert "inner-product 40% and 60%" in how
     assert "the plain mean was the better rule in 1 of 4" in how
-    assert "A gang that hides what it has in common under noise of its own costs the default far more" in whom
+    assert "under noise of its own costs the default far more: docs/accuracy.md has the figures" in whom
     assert (told["rounds"], told["releases_a_round"], told["inner_product_strength"]) == (5, 12, 4.0)
 
 
