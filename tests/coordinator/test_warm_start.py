@@ -42,6 +42,19 @@ def test_labels_of_any_whole_kind_give_the_same_weights() -> None:
     assert np.array_equal(warm_start(short, seed=1), warm_start(TASK, seed=1))
 
 
+def test_a_front_that_works_in_place_leaves_the_donors_windows_as_they_are() -> None:
+    assert TASK.donor
+    public, before = TASK.donor(), TASK.donor().x.copy()
+
+    def model() -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Hardtanh(-0.1, 0.1, inplace=True), torch.nn.Flatten(), torch.nn.Linear(600, 7)
+        )
+
+    warm_start(replace(TASK, model=model, donor=lambda: public), seed=0)
+    assert np.array_equal(public.x, before)
+
+
 def test_without_a_donor_release_0_is_the_model_as_it_was_made() -> None:
     made = weights_of(TASK.model())
     nothing = Windows(np.zeros((0, 6, 100), np.float32), np.zeros(0, np.int64))
