@@ -3,10 +3,8 @@
 The only module that speaks with the quantizer of ONNX Runtime.
 """
 
-import gc
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +15,9 @@ from onnx import TensorProto, numpy_helper
 from coordinator.exporter import canonical, export, quiet
 from coordinator.ranges import Range, Ranges
 from fleet.errors import TaskError
+from fleet.garbage import kept_for_good
 from fleet.quantization import Bias, Plain, Span, Stored, Template, Weight, slice_of, spans_of
-from fleet.task import Task
+from fleet.task import Task, layout_of
 from fleet.weights import Flat, Layout
 
 QUANTIZED = ("Conv", "Gemm", "MatMul")
@@ -32,24 +31,13 @@ class Registration:
     warnings: tuple[str, ...]
 
 
-@contextmanager
-def _garbage_kept() -> Iterator[None]:
-    """No search for garbage: the exporter makes so many objects that stay that searching took a fifth of its time."""
-    searched = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if searched:
-            gc.enable()
-
-
-@_garbage_kept()
-def register(task: Task, weights: Flat) -> Registration:
+@kept_for_good()
+def register(task: Task, weights: Flat, proof: Callable[[], bytes | None] = lambda: None) -> Registration:
     """Export, quantize and check a task once; ``weights`` are float32 ``(layout.size,)``.
 
     Afterwards ``template.artifact(template.quantize(w)) == fresh(task, w)``, byte for byte; this is checked for
-    ``weights`` and for a random vector of mixed sizes.
+    ``weights`` and for a random vector of mixed sizes. ``proof`` may have the second artifact from ``proof_of`` in
+    another process; what it does not have is found here.
 
     Raises:
         TaskError: The model cannot be exported, quantized, or patched exactly; says which and what to do.
@@ -58,10 +46,24 @@ def register(task: Task, weights: Flat) -> Registration:
     artifact = quantize_model(model, layout, task)
     template = _template(artifact, layout)
     _check(template, weights, artifact)
-    rng = np.random.default_rng(0)
-    probe = (0.2 * rng.lognormal(0, 2, layout.size) * rng.normal(size=layout.size)).astype(np.float32)
-    _check(template, probe, fresh(task, probe))
+    _check(template, _probe(layout), proof() or proof_of(task))
     return Registration(template, _plan(model, layout, task).warnings)
+
+
+@kept_for_good()
+def proof_of(task: Task) -> bytes:
+    """The artifact of random weights of mixed sizes, the slow way: an exact template makes the same of them.
+
+    Raises:
+        TaskError: As for ``register``.
+    """
+    return fresh(task, _probe(layout_of(task.model())))
+
+
+def _probe(layout: Layout) -> Flat:
+    rng = np.random.default_rng(0)
+    probe: Flat = (0.2 * rng.lognormal(0, 2, layout.size) * rng.normal(size=layout.size)).astype(np.float32)
+    return probe
 
 
 def fresh(task: Task, weights: Flat) -> bytes:

@@ -19,16 +19,15 @@ from node.agent import Agent
 from node.client_app import client_app
 from node.workshop import InProcess
 from simulations.clock import SimulatedClock
+from simulations.once import ADMIT
 from simulations.scenario import Wish, configured
 from simulations.shelf import CountingFetcher
-from simulations.world import Device, World, once_per_artifact, read_progress, read_window
+from simulations.world import Device, World, read_progress, read_window
 
 NAME = "query.name"
 ASK_TIMEOUT_S = 600.0
 _START_S = 120.0
 _POLL_S = 0.1
-
-_admit = once_per_artifact()  # in each of Ray's processes
 
 
 def play(world: World, rounds: int, watch: Callable[[], None]) -> None:
@@ -115,7 +114,7 @@ def _device(folder: Path, name: str) -> tuple[Device, int]:
     fetcher = CountingFetcher(folder / "coordinator" / "repository")
     record = EventLog(folder / "events.jsonl", clock).record(name)
     node = folder / "nodes" / name
-    agent = Agent(node, task, workshop=InProcess(fetcher), clock=clock, admit=_admit, record=record)
+    agent = Agent(node, task, workshop=InProcess(fetcher), clock=clock, admit=ADMIT, record=record)
     return Device(recordings[name], agent, fetcher), hour
 
 

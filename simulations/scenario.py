@@ -100,7 +100,7 @@ def _findings(task_: Task, settings: Settings, wish: Wish) -> list[Finding]:
     """The built-in models are known to learn (their tests check it), and their streams to be short."""
     if not wish.config:
         return [finding for finding in check_run(task_, settings) if finding.subject != "release.probation_windows"]
-    from simulations.world import registration
+    from simulations.once import registration
 
     return check(task_, settings, lambda task, weights: registration(task).warnings)
 

@@ -1,13 +1,12 @@
 """``edgefleet simulate``: plays a whole fleet on this machine."""
 
 import errno
-import gc
 import json
 import sqlite3
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,9 @@ import typer
 
 from fleet import durable
 from fleet.errors import MissingExtraError, StoreError, UsageError
+from fleet.garbage import kept_for_good
 from fleet.output import Format
+from simulations.second_export import Proof, nothing, second_export
 
 if TYPE_CHECKING:
     from fleet.settings import Settings
@@ -56,8 +57,10 @@ def simulate(
         wish = Wish(config_here(model), model or "features", fold, seed, nodes, rounds, epsilon, story)
         pinned = None
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    with redirect_stdout(sys.stderr):  # what a task's code prints is not the result
-        outcome, tale = _play(folder, wish, pinned, started, quiet=format_ is Format.JSON)
+    exported_before = pinned is not None or wish.config is not None
+    meanwhile = nullcontext(nothing) if exported_before else second_export(wish.model, wish.fold)
+    with meanwhile as proof, redirect_stdout(sys.stderr):  # what a task's code prints is not the result
+        outcome, tale = _play(folder, wish, pinned, started, proof, quiet=format_ is Format.JSON)
     if format_ is Format.JSON:
         typer.echo(json.dumps(_told(outcome, tale)))
     else:
@@ -80,15 +83,16 @@ def config_here(model: str | None) -> str | None:
 
 
 def _play(
-    folder: Path, wish: "Wish", pinned: "Settings | None", started: float, *, quiet: bool
+    folder: Path, wish: "Wish", pinned: "Settings | None", started: float, proof: Proof, *, quiet: bool
 ) -> "tuple[Result, Tale | None]":
     try:
-        from simulations.measure import measure
-        from simulations.result import result
-        from simulations.scenario import scenario
-        from simulations.script import PLAIN
-        from simulations.view import View
-        from simulations.world import World
+        with kept_for_good():
+            from simulations.measure import measure
+            from simulations.result import result
+            from simulations.scenario import scenario
+            from simulations.script import PLAIN
+            from simulations.view import View
+            from simulations.world import World
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
     plan = scenario(wish, pinned)
@@ -98,10 +102,16 @@ def _play(
         for warning in plan.warnings:
             view.say(f"warning: {warning}")
         try:
-            script = plan.story or PLAIN
-            with _kept_for_good():
+            with kept_for_good():
                 world = World(
-                    folder, plan.task, plan.settings, plan.fleet, seed=wish.seed, started=started, script=script
+                    folder,
+                    plan.task,
+                    plan.settings,
+                    plan.fleet,
+                    seed=wish.seed,
+                    started=started,
+                    script=plan.story or PLAIN,
+                    proof=proof,
                 )
             world.play(view.show)
             measure(world, plan.held_out).save(folder)
@@ -116,17 +126,6 @@ def _play(
         durable.write(folder / "result.json", json.dumps(_told(outcome, tale), indent=2).encode())
         _report(folder)
     return outcome, tale
-
-
-@contextmanager
-def _kept_for_good() -> Iterator[None]:
-    """What a start makes stays: it is searched for garbage neither in the start nor later."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _told(outcome: "Result", tale: "Tale | None") -> dict[str, Any]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,14 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.founding import found
-from coordinator.requantizer import Registration, register
 from coordinator.server_app import server_app
-from coordinator.warm_start import warm_start
 from fleet import durable, flwr_compat
 from fleet.enrolment import check_name
 from fleet.errors import StoreError, TamperedError
 from fleet.events import EventLog, Record
-from fleet.release import Release
 from fleet.settings import Settings
-from fleet.signing import canonical, sha256
-from fleet.task import Recording, Task, weights_of
-from fleet.weights import Flat
-from node.admission import Admit, admit
+from fleet.signing import canonical
+from fleet.task import Recording, Task
 from node.agent import Agent
 from node.client_app import client_app
 from node.identity import Identity
@@ -36,7 +31,9 @@ from node.provisioning import provision
 from node.workshop import InProcess
 from simulations.clock import START, SimulatedClock
 from simulations.grid import Fate, InProcessGrid
+from simulations.once import ADMIT, first_weights, registration
 from simulations.script import PLAIN, Script
+from simulations.second_export import Proof, nothing
 from simulations.shelf import CountingFetcher, Reach
 
 FIRST_FLOWER_ID = 1000
@@ -86,8 +83,12 @@ class World:
         seed: int,
         started: float,
         script: Script = PLAIN,
+        proof: Proof = nothing,
     ) -> None:
-        """Open the run of ``folder``, or begin it; ``started`` is ``time.monotonic()`` when the command began."""
+        """Open the run of ``folder``, or begin it; ``started`` is ``time.monotonic()`` when the command began.
+
+        ``proof`` may have what ``coordinator.requantizer.proof_of`` gives for the task.
+        """
         flwr_compat.quieten()
         torch.set_num_threads(1)  # a node's steps are too small to share out
         self.folder = folder
@@ -104,12 +105,11 @@ class World:
             folder / "coordinator",
             task,
             settings.changed(round={"every": HOUR}),
-            register=lambda: registration(task).template,
-            warm_start=lambda: _warm_start(task, seed),
+            register=lambda: registration(task, proof).template,
+            warm_start=lambda: first_weights(task, seed),
             clock=self.clock,
             record=self._events.record("coordinator"),
         )
-        self._admit = _ADMIT
         self._recordings = dict(sorted(recordings.items()))
         self._grid = InProcessGrid({}, link=self._link)
         self.devices: dict[str, Device] = {}
@@ -218,7 +218,7 @@ class World:
             self.task,
             workshop=InProcess(fetcher),
             clock=self.clock,
-            admit=self._admit,
+            admit=ADMIT,
             record=self._recorder(name),
         )
         if len(agent.buffer) == 0:
@@ -237,37 +237,6 @@ class World:
                 self.save()  # it is told once: a kill before the end of the hour would lose it
 
         return watch
-
-
-@cache
-def registration(task: Task) -> Registration:
-    """The exported and quantized graph; fleets that are played one after the other share it.
-
-    Raises:
-        TaskError: The model cannot be exported or quantized.
-    """
-    return register(task, weights_of(task.model()))
-
-
-@cache
-def _warm_start(task: Task, seed: int) -> Flat:
-    return warm_start(task, seed)
-
-
-def once_per_artifact() -> Admit:
-    """Every simulated node is this machine with this runtime: what one child process found out holds for all."""
-    admitted: set[str] = set()
-
-    def admit_once(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...]) -> None:
-        question = sha256(artifact.read_bytes() + golden + release.to_bytes())
-        if question not in admitted:
-            admit(artifact, release, golden, shape)
-            admitted.add(question)
-
-    return admit_once
-
-
-_ADMIT = once_per_artifact()
 
 
 def has_windows(device: Device) -> bool:
