@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fleet.task import Windows
-from simulations.smartwatch import Statistics
+from simulations.motion import Statistics
 
 # Chosen on donors, from one wrist to the other: benchmarks/donor_tuning.py
 FOREST: dict[str, Any] = {"max_features": "sqrt", "min_samples_leaf": 1}

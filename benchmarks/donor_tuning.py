@@ -29,7 +29,8 @@ from fleet.settings import load
 from fleet.task import Recording, Task, Training, Windows, weights_of
 from fleet.weights import Flat
 from simulations import spar
-from simulations.smartwatch import PERSONS, Model, constants, feature_model, smartwatch
+from simulations.motion import feature_constants, feature_model
+from simulations.smartwatch import PERSONS, Model, smartwatch
 
 DECAYS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 RATES = (10.0, 20.0, 30.0, 50.0, 80.0)
@@ -157,7 +158,7 @@ def _mirrored(signs: Sequence[int], fold: int) -> float:
 def _without(columns: slice, fold: int) -> float:
     found = []
     for wrists in _wrists(fold):
-        mean, deviation = constants(_all(wrists.first))
+        mean, deviation = feature_constants(_all(wrists.first))
         deviation[columns] = math.inf  # whatever the feature says, the head sees zero
         task = replace(wrists.task, model=partial(feature_model, mean, deviation))
         found.append(accuracy(task, warm_start(task, seed=0), _all(wrists.second)))
@@ -203,7 +204,7 @@ def _wrists(fold: int) -> list[Wrists]:
     left, right = _donors(fold)
     for first, second in ((left, right), (right, left)):
         public = _all(first)
-        model = partial(feature_model, *constants(public))
+        model = partial(feature_model, *feature_constants(public))
         task = replace(smartwatch("features", fold), model=model, donor=partial(_all, first))
         found.append(Wrists(task, warm_start(task, seed=0), first, second))
     return found

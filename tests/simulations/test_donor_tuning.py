@@ -4,7 +4,7 @@ import numpy as np
 
 from benchmarks.donor_tuning import FLEET, GROUPS, OfFleet, _wrists
 from simulations import spar
-from simulations.smartwatch import FEATURES
+from simulations.motion import FEATURES
 
 
 def test_a_donor_is_asked_about_nobody_else() -> None:

@@ -15,7 +15,8 @@ from fleet.settings import Settings
 from fleet.task import divided, set_weights, weights_of
 from fleet.weights import Flat
 from simulations import spar
-from simulations.smartwatch import FEATURES, SIGNATURE, Frames, Model, Statistics, held_out, smartwatch
+from simulations.motion import FEATURES, SIGNATURE, Frames, Statistics
+from simulations.smartwatch import Model, held_out, smartwatch
 
 MODELS: list[Model] = ["features", "cnn"]
 LIVE = spar.recordings()["person05-left"].live.x
