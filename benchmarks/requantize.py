@@ -23,6 +23,7 @@ from coordinator.exporter import OPSET, OUTPUT, clip_input, quiet
 from coordinator.requantizer import fresh, quantize_model, register
 from fleet.task import PrivacyUnit, Signature, Task, Training, layout_of, set_weights, weights_of
 from fleet.weights import Flat
+from simulations.smartwatch import smartwatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +42,7 @@ class Row:
     register_s: float
 
 
-class Features(nn.Module):
-    """A spectrum and order statistics, then one trained layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("waves", torch.cos(torch.arange(100.0)[:, None] * torch.arange(20.0)))
-        self.head = nn.Linear(120, 7)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        spectrum = torch.log1p((x @ self.get_buffer("waves")).abs()) / 4
-        logits: torch.Tensor = self.head(torch.sort(spectrum, dim=-1).values.flatten(1).clamp(-1, 1))
-        return logits
-
-
-class Cnn(nn.Module):
+class Convolutions(nn.Module):
     """Two convolutions over six channels of 100 samples."""
 
     def __init__(self) -> None:
@@ -82,8 +69,9 @@ def task(name: str, model: Callable[[], nn.Module], shape: tuple[int, ...], clas
 
 
 TASKS = [
-    task("features", Features, (6, 100), 7),
-    task("cnn", Cnn, (6, 100), 7),
+    smartwatch("features"),
+    smartwatch("cnn"),
+    task("two convolutions", Convolutions, (6, 100), 7),
     task("mlp", mlp, (64,), 10),
 ]
 

@@ -7,7 +7,6 @@ What else is printed meanwhile, by a task's code for example, goes to standard e
 import json
 import os
 import sys
-import threading
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from fleet import task
 from fleet.errors import FleetError, TaskError
 from fleet.events import EventLog
 from fleet.messages import UpdateInstruction
+from fleet.parent import end_with_parent
 from fleet.task import Task
 from node.agent import Agent
 from node.allowance import Allowance
@@ -35,7 +35,7 @@ def main() -> None:
     os.dup2(2, 1)
     sys.stdout = sys.stderr  # in one order with the error, which is the last line
     order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     os.nice(NICENESS)
     try:
         outcome = _run(order)
@@ -75,12 +75,6 @@ def code_of(reference: str, pinned: Task) -> Task:
     if found.spec() != pinned.spec():
         raise TaskError(f"{reference} is not the task that this node was enrolled for: install the one that was")
     return found
-
-
-def _die_with_parent() -> None:
-    """The parent holds our input open and writes nothing more: when it ends, so does this."""
-    sys.stdin.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def first_weights(task: Task, seed: int) -> Flat:
     return warm_start(task, seed)
 
 
-def once_per_artifact() -> Admit:
-    """Every simulated node is this machine with this runtime: what one child process found out holds for all."""
+def _once_per_artifact() -> Admit:
+    """Every simulated node here is this machine with this runtime: what one child process found out holds for all."""
     admitted: set[str] = set()
 
     def admit_once(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...]) -> None:
@@ -45,4 +45,4 @@ def once_per_artifact() -> Admit:
     return admit_once
 
 
-ADMIT = once_per_artifact()
+ADMIT = _once_per_artifact()

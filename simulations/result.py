@@ -19,6 +19,7 @@ from fleet.task import Recording, Windows, set_weights
 from node.floors import SqliteFloors
 from node.installer import FolderFetcher, Installer
 from node.promotion import Stage
+from node.slots import Slots
 from simulations.world import Device, World
 
 SCHEMA = 1
@@ -101,7 +102,7 @@ def result(world: World, held_out: dict[str, Recording], *, seed: int, warnings:
         nodes=len(devices),
         nodes_promoted=sum(_active(device) in trained for device in devices),
         nodes_exposed=len(_exposed(world, halted)),
-        nodes_unsigned=sum(not _served(device) <= artifacts.keys() for device in devices),
+        nodes_unsigned=sum(not _is_signed(device, artifacts) for device in devices),
         answers=sum(device.agent.shadow.next_seq() for device in devices),
         bytes_up_per_update=_mean([size for device in devices for size in device.agent.sent_bytes()]),
         bytes_down_per_base=_bytes_down(world),
@@ -170,6 +171,14 @@ def _active(device: Device) -> int:
 
 def _served(device: Device) -> set[int]:
     return device.agent.shadow.answered_with()
+
+
+def _is_signed(device: Device, artifacts: dict[int, bytes]) -> bool:
+    """Whether all that ever answered here was signed, and is, as far as the device still holds it, what was signed."""
+    served, slots = _served(device), Slots(device.agent.folder / "slots")
+    held = {number: slots.path(number) for number in served & device.agent.stages.kept()}
+    whole = all(path.read_bytes() == artifacts.get(number) for number, path in held.items() if path.exists())
+    return served <= artifacts.keys() and whole
 
 
 def _halted(world: World) -> set[int]:

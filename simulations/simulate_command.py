@@ -57,8 +57,8 @@ def simulate(
         wish = Wish(config_here(model), model or "features", fold, seed, nodes, rounds, epsilon, story)
         pinned = None
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    exported_before = pinned is not None or wish.config is not None
-    meanwhile = nullcontext(nothing) if exported_before else second_export(wish.model, wish.fold)
+    anew = pinned is None and wish.config is None  # a task of one's own was exported by its check
+    meanwhile = second_export(wish.model, wish.fold) if anew else nullcontext(nothing)
     with meanwhile as proof, redirect_stdout(sys.stderr):  # what a task's code prints is not the result
         outcome, tale = _play(folder, wish, pinned, started, proof, quiet=format_ is Format.JSON)
     if format_ is Format.JSON:

@@ -19,6 +19,7 @@ from fleet.errors import TaskError
 from fleet.quantization import Bias, Plain, Template, Weight
 from fleet.task import PrivacyUnit, Signature, Task, Training, set_weights, weights_of
 from fleet.weights import Flat, Layout
+from simulations.smartwatch import Model, smartwatch
 
 SHAPE = (3, 40)
 CLASSES = ("walk", "run", "sit", "lie")
@@ -55,12 +56,19 @@ def mlp(activation: Callable[[], nn.Module] = nn.Hardtanh) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"features": Features, "cnn": Cnn, "mlp": mlp}
+BUILT_IN: dict[str, Model] = {"smartwatch features": "features", "smartwatch cnn": "cnn"}
 models = pytest.mark.parametrize("name", MODELS)
+built_in_too = pytest.mark.parametrize("name", [*MODELS, *(pytest.param(n, marks=pytest.mark.slow) for n in BUILT_IN)])
 
 
 def task(model: Callable[[], nn.Module]) -> Task:
     signature = Signature("x", SHAPE, -4.0, 4.0, CLASSES)
     return Task("activity", model, signature, PrivacyUnit("window"), Training(0.1, 10), dict)
+
+
+@cache
+def named(name: str) -> Task:
+    return smartwatch(BUILT_IN[name]) if name in BUILT_IN else task(MODELS[name])
 
 
 def start(model: Callable[[], nn.Module]) -> Flat:
@@ -70,12 +78,12 @@ def start(model: Callable[[], nn.Module]) -> Flat:
 
 @cache
 def registered(name: str) -> Registration:
-    return register(task(MODELS[name]), start(MODELS[name]))
+    return register(named(name), start(named(name).model))
 
 
 @cache
 def exported(name: str) -> tuple[onnx.ModelProto, Layout]:
-    return export(task(MODELS[name]), start(MODELS[name]))
+    return export(named(name), start(named(name).model))
 
 
 def trained(name: str) -> Flat:
@@ -110,7 +118,7 @@ def weight_vectors(draw: st.DrawFn, layout: Layout) -> Flat:
     return layout.flatten(parameters)
 
 
-@models
+@built_in_too
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_patching_gives_the_bytes_of_quantize_static(name: str, data: st.DataObject) -> None:
@@ -122,16 +130,16 @@ def test_patching_gives_the_bytes_of_quantize_static(name: str, data: st.DataObj
         assume(False)
     model, layout = exported(name)
     write_parameters(model.graph, layout, weights)
-    assert template.artifact(payload) == quantize_model(model, layout, task(MODELS[name]))
+    assert template.artifact(payload) == quantize_model(model, layout, named(name))
 
 
-@models
+@built_in_too
 @settings(max_examples=1)
 @given(seed=st.integers(0, 2**32))
 def test_patching_gives_the_bytes_of_a_fresh_export(name: str, seed: int) -> None:
     template = registered(name).template
     weights = np.random.default_rng(seed).normal(size=template.layout.size).astype(np.float32)
-    assert template.artifact(template.quantize(weights)) == fresh(task(MODELS[name]), weights)
+    assert template.artifact(template.quantize(weights)) == fresh(named(name), weights)
 
 
 @pytest.mark.parametrize("name", ["cnn"])

@@ -1,62 +1,136 @@
 """The second export of a start, made by a child: the same bytes, or nothing, and nothing left behind."""
 
 import os
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from coordinator import requantizer
 from coordinator.requantizer import proof_of, register
-from fleet.errors import TaskError
+from fleet.quantization import Template
 from fleet.task import weights_of
 from simulations import second_export as module
+from simulations.once import registration
 from simulations.second_export import second_export
 from simulations.smartwatch import smartwatch
 
+Begun = list["subprocess.Popen[bytes]"]
+
 
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> "list[subprocess.Popen[bytes]]":
+def children(monkeypatch: pytest.MonkeyPatch) -> Begun:
     """Every child that was begun."""
-    begun: list[subprocess.Popen[bytes]] = []
-
-    class Watched(subprocess.Popen[bytes]):
-        def __init__(self, command: list[str], **options: int) -> None:
-            super().__init__(command, **options)  # type: ignore[arg-type, call-overload]
-            begun.append(self)
-
-    monkeypatch.setattr(module.subprocess, "Popen", Watched)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    begun: Begun = []
+    begin = module._child
+    monkeypatch.setattr(module, "_child", lambda *wish: begun.append(child := begin(*wish)) or child)  # type: ignore[func-returns-value, arg-type]
+    monkeypatch.setattr(module, "_cores", lambda: 2)
     return begun
 
 
 @pytest.mark.slow
-def test_the_child_finds_what_would_be_found_here() -> None:
-    with second_export("features", 3) as proof:
-        assert proof() == proof_of(smartwatch("features", 3))
+def test_the_child_finds_what_is_found_here(children: Begun) -> None:
+    with second_export("features", 0) as proof:
+        assert proof() == proof_of(smartwatch("features", 0))
+    assert len(children) == 1
 
 
-def test_a_child_that_came_to_nothing_has_nothing_to_say(children: "list[subprocess.Popen[bytes]]") -> None:
+def test_the_child_works_on_one_thread_as_a_world_does() -> None:
+    program = (
+        "import torch\nfrom coordinator import requantizer\nfrom simulations import second_export\n"
+        "torch.set_num_threads(4)\nrequantizer.proof_of = lambda task: b'%d' % torch.get_num_threads()\n"
+        "second_export._prove('features', '0')"
+    )
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, stdin=os.pipe()[0], capture_output=True, timeout=60)
+    assert shown.stdout == b"1"
+
+
+def test_a_child_that_came_to_nothing_has_nothing_to_say(children: Begun) -> None:
     with second_export("no-such-model", 0) as proof:
         assert proof() is None
     assert [child.returncode for child in children] == [1]
 
 
-def test_no_child_outlives_the_start(children: "list[subprocess.Popen[bytes]]") -> None:
+def test_a_child_that_cannot_be_begun_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_cores", lambda: 2)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with second_export("features", 0) as proof:
+        assert proof() is None
+
+
+def test_a_child_that_takes_too_long_is_done_without_and_ended(
+    children: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_S", 0.01)
+    with second_export("features", 0) as proof:
+        assert proof() is None
+    assert [child.returncode for child in children] == [-signal.SIGKILL]
+
+
+def test_no_child_outlives_the_start(children: Begun) -> None:
     with pytest.raises(KeyboardInterrupt), second_export("features", 0):
         raise KeyboardInterrupt
-    assert [child.returncode for child in children] == [-9]
+    assert [child.returncode for child in children] == [-signal.SIGKILL]
 
 
-def test_one_core_has_no_child_beside_it(
-    children: "list[subprocess.Popen[bytes]]", monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+def test_no_child_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(3600)")  # by itself it would never end
+    program = (
+        "import os, signal\nfrom simulations import second_export as module\n"
+        "module._cores = lambda: 2\nbegin = module._child\n"
+        "def told(*wish):\n    child = begin(*wish)\n    print(child.pid, flush=True)\n    return child\n"
+        "module._child = told\n"
+        "with module.second_export('features', 0):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}
+    ) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+    deadline = time.monotonic() + 60
+    while _is_at_work(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _is_at_work(pid: int) -> bool:
+    try:
+        return b"second_export" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def test_one_core_has_no_child_beside_it(children: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_cores", lambda: 1)
     with second_export("features", 0) as proof:
         assert proof() is None
     assert children == []
 
 
+def test_the_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert module._cores() == 1
+
+
 @pytest.mark.slow
-def test_a_proof_that_is_not_what_patching_makes_is_refused() -> None:
-    task = smartwatch()
-    with pytest.raises(TaskError, match="patching the template is not the same"):
-        register(task, weights_of(task.model()), lambda: b"another artifact")
+def test_a_start_asks_for_the_proof_once_and_exports_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, asked, exported = smartwatch("features", 2), [], []
+    proof, export = proof_of(task), requantizer.export
+    monkeypatch.setattr(requantizer, "export", lambda *what: exported.append(what) or export(*what))  # type: ignore[func-returns-value]
+    for _ in range(2):
+        registration(task, lambda: asked.append(1) or proof)  # type: ignore[func-returns-value]
+    assert (len(asked), len(exported)) == (1, 1)
+
+
+@pytest.mark.slow
+def test_a_proof_that_is_something_else_is_found_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, found = smartwatch("features", 2), []
+    monkeypatch.setattr(requantizer, "proof_of", lambda what: found.append(what) or proof_of(what))  # type: ignore[func-returns-value]
+    registered = register(task, weights_of(task.model()), lambda: b"another artifact")
+    assert found == [task]
+    assert isinstance(registered.template, Template)

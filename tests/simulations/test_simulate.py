@@ -8,8 +8,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -17,15 +19,18 @@ from typing import Any
 
 import dp_accounting
 import numpy as np
+import onnx
 import pytest
 import sqlalchemy
 
-from benchmarks.kills import play
+from benchmarks.kills import Witness, play
 from coordinator.rollout import Phase
 from fleet.errors import StoreError, UsageError
 from fleet.privacy.gaussian import MU2_UNIT
 from fleet.settings import Settings
+from fleet.signing import sha256
 from fleet.task import Recording, Windows
+from node.slots import Slots
 from simulations.facts import read
 from simulations.init_command import write
 from simulations.measurement import Measurements
@@ -183,8 +188,113 @@ def scratched(database: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_random_moments_a_run_goes_on_and_loses_nothing(tmp_path: Path) -> None:
     broken = play(tmp_path / "run", 4, flags=SMALL, shortest_s=6.0, longest_s=12.0, seed=1)
+    assert len(broken) >= 3, "killed twice or more, and looked at once more at the end"
     assert not any(broken), broken
     assert json.loads((tmp_path / "run" / "result.json").read_bytes())["rounds"] == 4
+
+
+def altered(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as store, store:
+        for (guard,) in store.execute("select name from sqlite_master where type = 'trigger'").fetchall():
+            store.execute(f"drop trigger {guard}")
+        assert store.execute(statement).rowcount > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "statement", "said"),
+    [
+        pytest.param(
+            "coordinator/registry.db",
+            'update "update" set aggregate = null where aggregate = 1',
+            "left its aggregate",
+            id="an update is counted no more",
+        ),
+        pytest.param(
+            "coordinator/registry.db",
+            'update "update" set payload = (select payload from "update" order by key limit 1)',
+            "is in two aggregates",
+            id="a delta is counted twice",
+        ),
+        pytest.param(
+            "coordinator/registry.db", "update release set number = -number", "release fell", id="a number falls"
+        ),
+        pytest.param(
+            "nodes/person03-left/node.db",
+            "delete from charge where seq = (select max(seq) from charge)",
+            "was lost",
+            id="a charge is lost",
+        ),
+        pytest.param(
+            "nodes/person03-left/node.db", "update session set mu2 = mu2 * 2", "released", id="more noise than paid for"
+        ),
+    ],
+)
+def test_the_witness_of_the_kills_sees_what_is_broken(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, path: str, statement: str, said: str
+) -> None:
+    folder, witness = copytree(run[0], tmp_path / "run"), Witness()
+    assert witness.examine(folder) == []
+    altered(folder / path, statement)
+    broken = witness.examine(folder)
+    assert broken
+    assert any(said in one for one in broken), broken
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_a_run_says_how_to_go_on_and_nothing_is_lost(tmp_path: Path) -> None:
+    command = [*COMMAND, "simulate", *SMALL, "--out", "run"]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    events, deadline = tmp_path / "run" / "events.jsonl", time.monotonic() + 120
+    while not (events.exists() and "round-closed" in events.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    printed, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "nothing is lost. Go on with: edgefleet simulate --resume run" in said + printed
+    assert "Traceback" not in said + printed
+    shown = edgefleet("simulate", "--resume", "run", "--format", "json", cwd=tmp_path)
+    assert (shown.returncode, json.loads(shown.stdout)["updates"]) == (0, 16)
+
+
+@pytest.mark.slow
+def test_bytes_that_were_never_signed_are_seen_even_where_a_nodes_own_digests_agree(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = copytree(run[0], tmp_path / "run")
+    node = folder / "nodes" / "person03-left" / "slots"
+    slots = Slots(node)
+    pointer = slots.pointer()
+    assert pointer
+    release, graph = slots.release(pointer.active), onnx.load_from_string(slots.artifact(pointer.active))
+    graph.doc_string = "not what was signed"
+    other = graph.SerializeToString()
+    slots.store(replace(release, artifact=sha256(other)), other, slots.golden(pointer.active))
+    shown = edgefleet("simulate", "--resume", "run", "--format", "json", cwd=tmp_path)
+    assert json.loads(shown.stdout)["nodes_unsigned"] == 1
+
+
+@pytest.mark.slow
+def test_without_noise_a_seed_gives_the_same_run_again_and_another_seed_another(tmp_path: Path) -> None:
+    def outcome(name: str, seed: str) -> dict[str, Any]:
+        (tmp_path / name).mkdir()
+        result = played(tmp_path / name, *SMALL, "--epsilon", "inf", "--seed", seed)[1]
+        return {key: value for key, value in result.items() if not key.endswith("_s")}
+
+    first, again, other = outcome("first", "7"), outcome("again", "7"), outcome("other", "8")
+    assert first == again
+    assert (other["seed"], other["new_device_accuracy"]) != (first["seed"], first["new_device_accuracy"])
+
+
+@pytest.mark.slow
+def test_the_convolutional_model_goes_through_the_whole_loop(tmp_path: Path) -> None:
+    result = played(tmp_path, "--model", "cnn", "--rounds", "6", "--epsilon", "inf")[1]
+    assert result["task"] == "smartwatch_cnn"
+    assert result["nodes_promoted"] == result["nodes"] == 16
+    assert (result["nodes_unsigned"], result["refused"]) == (0, 0)
+    assert result["new_device_accuracy"] > result["donor_accuracy"]
+    assert result["float_agreement"] >= 0.995
 
 
 @pytest.mark.slow
