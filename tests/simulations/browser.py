@@ -28,6 +28,15 @@ const columns = new Set([...page.querySelector('.pair').children].map(figure => 
 document.title = page.documentElement.scrollWidth + ' ' + columns + ': ' + pairs.join('; ');
 """
 
+# What the page is drawn with, by name of its colours.
+_COLOURS = """
+const page = this.contentDocument, drawn = getComputedStyle(page.documentElement), body = getComputedStyle(page.body);
+const names = 'page card ink soft a b c d e r0 r1 r2 r3 r4 r5'.split(' ');
+const colours = names.map(name => name + '=' + drawn.getPropertyValue('--' + name).trim());
+document.title = [...colours, 'body=' + body.backgroundColor].join(';');
+"""
+SCHEMES = {"dark": 0, "light": 1}  # as Blink numbers them
+
 
 def browsed(folder: Path, name: str, *flags: str) -> tuple[str, list[str]]:
     """What a real browser makes of a page, and what the page asked for beside itself."""
@@ -57,6 +66,29 @@ class Layout:
     width: int
     columns: int
     collisions: tuple[str, ...] = ()
+
+
+def coloured(folder: Path, name: str, scheme: str) -> dict[str, str]:
+    """The colours of a page for a person who prefers ``scheme``."""
+    frame = f'<title></title><iframe src="{name}" onload="{_COLOURS}"></iframe>'
+    (folder / "frame.html").write_text(frame, encoding="utf-8")
+    wish = f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"
+    shown, _ = browsed(folder, "frame.html", "--allow-file-access-from-files", wish)
+    title = re.search(r"<title>(.+?)</title>", shown)
+    assert title, "the page was not looked at"
+    return dict(pair.split("=") for pair in title[1].split(";"))
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours such as ``#1c2024`` (WCAG 2.2, "contrast ratio"): 1 to 21."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def laid_out(folder: Path, name: str, width: int) -> Layout:

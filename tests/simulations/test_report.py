@@ -14,7 +14,7 @@ from simulations import figures, rollouts
 from simulations.facts import Event, Facts, Offered, PlayedRound, Story
 from simulations.measurement import Judged, Lent, Measurements, Own, Seen, Spent
 from simulations.report import page, told
-from tests.simulations.browser import COLUMNS, Layout, browsed, laid_out, needs_browser
+from tests.simulations.browser import COLUMNS, Layout, browsed, coloured, contrast, laid_out, needs_browser
 
 HOSTILE = "<script>alert('1')</script>\" onload=\"steal()"
 SECTIONS = {"happened", "accuracy", "labels", "privacy", "releases", "evidence", "bytes", "nodes", "simulated"}
@@ -303,6 +303,18 @@ def test_the_policy_stops_what_the_parser_might_miss(tmp_path: Path) -> None:
 def test_nothing_sticks_out_at_the_side_and_no_tick_lies_on_another(tmp_path: Path, width: int) -> None:
     (tmp_path / "report.html").write_text(page(facts()), encoding="utf-8")
     assert laid_out(tmp_path, "report.html", width) == Layout(width, COLUMNS[width])
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize(("scheme", "background"), [("light", "rgb(251, 250, 247)"), ("dark", "rgb(20, 23, 26)")])
+def test_text_and_lines_can_be_told_from_what_they_are_drawn_on(tmp_path: Path, scheme: str, background: str) -> None:
+    (tmp_path / "report.html").write_text(page(facts()), encoding="utf-8")
+    colours = coloured(tmp_path, "report.html", scheme)
+    assert colours.pop("body") == background
+    ground, card, ink, soft = (colours.pop(name) for name in ("page", "card", "ink", "soft"))
+    assert min(contrast(text, under) for text in (ink, soft) for under in (ground, card)) >= 4.5
+    assert {name for name, colour in colours.items() if contrast(colour, card) < 3} == set()
 
 
 @pytest.mark.slow
