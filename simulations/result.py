@@ -36,7 +36,8 @@ class Result:
         epsilon_max: The largest ε that any node's ledger holds; infinite without privacy.
         nodes_promoted: Nodes that end with a trained release answering, and not with one that was taken back.
         nodes_exposed: Nodes that answered with a release that was later rolled back or withdrawn.
-        nodes_unsigned: Nodes that ever answered with a release that a fresh TUF client does not find signed.
+        nodes_unsigned: Nodes that ever answered with a release that a fresh TUF client does not find signed, or
+            that hold other bytes of one than those that it finds.
         bytes_up_per_update: Signed fields and delta of one update, on average.
         bytes_down_per_base: Downloads outside of releases (metadata, manifest, weights) by bases pulled.
         warnings: What ``edgefleet check`` has to say of the task, its data and the settings.

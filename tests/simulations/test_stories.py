@@ -31,7 +31,7 @@ SCHEMA = json.loads((ROOT / "docs" / "schemas" / "simulate.schema.json").read_te
 # Without noise a run is the same every time; where the budget is the story, there must be one.
 FLAGS = {
     "bad-release": ("--nodes", "8", "--epsilon", "inf"),
-    "offline-day": ("--nodes", "8"),
+    "offline-day": ("--nodes", "8", "--epsilon", "inf"),
     "budget-runs-out": ("--nodes", "4"),
     "poisoned-cohort": ("--epsilon", "inf"),
     "a-new-device": ("--nodes", "4", "--epsilon", "inf"),
@@ -153,8 +153,13 @@ def test_offline_day_goes_on_learning_and_counts_what_waited_once() -> None:
 
 
 @pytest.mark.slow
-def test_offline_day_goes_on_learning_within_the_budget() -> None:
-    result = played("offline-day")[1]
+def test_offline_day_goes_on_learning_within_the_budget(tmp_path: Path) -> None:
+    shown = edgefleet("--story", "offline-day", "--nodes", "4", "--out", "run", "--format", "json", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(shown.stdout)
+    told = result["story"]["figures"]
+    assert (told["rounds_closed_meanwhile"], told["failed_answers"]) == (24, 0)
+    assert told["day_old_sessions_counted"] == told["nodes_away_a_day"]
     assert 0 < result["epsilon_max"] <= 8
 
 
