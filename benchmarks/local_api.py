@@ -41,7 +41,7 @@ def make(path: Path) -> None:
     from coordinator.requantizer import register
     from fleet.task import weights_of
 
-    task = next(task for task in TASKS if task.name == "two convolutions")
+    task = next(task for task in TASKS if task.name == "two_convolutions")
     weights = weights_of(task.model())
     template = register(task, weights).template
     path.write_bytes(template.artifact(template.quantize(weights)))

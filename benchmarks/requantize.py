@@ -71,7 +71,7 @@ def task(name: str, model: Callable[[], nn.Module], shape: tuple[int, ...], clas
 TASKS = [
     smartwatch("features"),
     smartwatch("cnn"),
-    task("two convolutions", Convolutions, (6, 100), 7),
+    task("two_convolutions", Convolutions, (6, 100), 7),
     task("mlp", mlp, (64,), 10),
 ]
 
