@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from fleet.output import Format
@@ -49,7 +50,8 @@ def main(
 ) -> None:
     """Play all stories, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(name, Path(folder) / name) for name in STORIES]
+        shown = track(list(STORIES), "playing", console=Console(stderr=True))
+        rows = [measure(name, Path(folder) / name) for name in shown]
     if format_ is Format.JSON:
         typer.echo(json.dumps([asdict(row) for row in rows]))
         return

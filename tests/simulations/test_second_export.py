@@ -52,9 +52,10 @@ def test_the_child_works_on_one_thread_as_a_world_does() -> None:
         "torch.set_num_threads(4)\nrequantizer.proof_of = lambda task: b'%d' % torch.get_num_threads()\n"
         "second_export._prove('features', '0')"
     )
-    command = [sys.executable, "-c", program]
-    shown = subprocess.run(command, stdin=os.pipe()[0], capture_output=True, timeout=60)
-    assert shown.stdout == b"1"
+    pipe = subprocess.PIPE  # held open: the child ends with it
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe) as child:
+        assert child.stdout
+        assert child.stdout.read() == b"1"
 
 
 def test_a_child_that_came_to_nothing_has_nothing_to_say(children: Begun) -> None:
