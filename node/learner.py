@@ -29,6 +29,7 @@ class Learner:
 
     def __init__(self, task: Task, ledger: Ledger, buffer: Buffer, noise: Noise, *, clipping_norm: float) -> None:
         self._gradients = PerExampleGradients(task)
+        self._kept: tuple[tuple[int, int], Gradients] | None = None
         self._training = task.training
         self._ledger = ledger
         self._buffer = buffer
@@ -47,9 +48,8 @@ class Learner:
         if not partitions:
             return None
         partition, mu2 = self._charge(partitions, releases, noise_multiplier)
-        gradients = self._gradients.of(self._buffer.examples(partition))
         delta = session(
-            gradients,
+            self._gradients_of(partition),
             base,
             step_length=self._training.step_length(noise_multiplier),
             releases=releases,
@@ -58,6 +58,13 @@ class Learner:
             noise=self._noise,
         )
         return delta, mu2
+
+    def _gradients_of(self, partition: int) -> Gradients:
+        """Those of a partition's examples; kept until the next example comes, for there may be more sessions."""
+        examples = partition, len(self._buffer)
+        if self._kept is None or self._kept[0] != examples:
+            self._kept = examples, self._gradients.of(self._buffer.examples(partition))
+        return self._kept[1]
 
     def _charge(self, partitions: list[int], releases: int, noise_multiplier: float) -> tuple[int, int]:
         """Charge the newest full partition that can pay, or else the one being filled.

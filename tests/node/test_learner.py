@@ -183,6 +183,22 @@ def test_what_lies_under_all_that_is_trained_is_computed_once(
     assert gradients(weights_of(toy.model())).shape == (7, size)
 
 
+def test_the_front_is_computed_again_only_for_new_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    of = PerExampleGradients.of
+
+    def counted(self: PerExampleGradients, examples: Windows) -> Any:
+        sizes.append(len(examples))
+        return of(self, examples)
+
+    monkeypatch.setattr(PerExampleGradients, "of", counted)
+    node = Node(tmp_path / "node.db", Known(), partition_size=5)
+    for kept in (3, 0, 2, 4, 0):  # the last four begin a partition, which is not learned from before it is full
+        node.buffer.keep(points(kept))
+        node.learn(releases=1, noise_multiplier=100.0)
+    assert sizes == [3, 5, 5]
+
+
 def test_a_session_without_noise_is_as_many_steps_by_hand(tmp_path: Path) -> None:
     """trained := base + delta."""
     node = Node(tmp_path / "node.db", Known(), budget=Budget(math.inf, 1e-5))
