@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fleet.garbage import kept_for_good
 from fleet.parent import end_with_parent
 
 Proof = Callable[[], bytes | None]
@@ -50,13 +51,12 @@ def _child(model: str, fold: int) -> "subprocess.Popen[bytes] | None":
 
 
 def _artifact(child: "subprocess.Popen[bytes]") -> bytes | None:
-    """What the child found; its input stays open meanwhile, for it ends when that closes."""
+    """What the child found, without waiting for its end: to take torch down takes it a second."""
     timer = threading.Timer(LONGEST_S, child.kill)
     timer.daemon = True
     timer.start()
     try:
-        artifact = child.stdout.read() if child.stdout else b""
-        return artifact if child.wait() == 0 else None
+        return child.stdout.read() or None if child.stdout else None
     finally:
         timer.cancel()
 
@@ -65,10 +65,11 @@ def _prove(model: str, fold: str) -> None:
     said = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no artifact
     end_with_parent()
-    import torch
+    with kept_for_good():
+        import torch
 
-    from coordinator.requantizer import proof_of
-    from simulations.smartwatch import smartwatch
+        from coordinator.requantizer import proof_of
+        from simulations.smartwatch import smartwatch
 
     torch.set_num_threads(1)  # as in a world: the last bits of what is read off the donor depend on it
     with said:

@@ -61,7 +61,7 @@ def test_the_child_works_on_one_thread_as_a_world_does() -> None:
 def test_a_child_that_came_to_nothing_has_nothing_to_say(children: Begun) -> None:
     with second_export("no-such-model", 0) as proof:
         assert proof() is None
-    assert [child.returncode for child in children] == [1]
+        assert [child.wait() for child in children] == [1]
 
 
 def test_a_child_that_cannot_be_begun_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
