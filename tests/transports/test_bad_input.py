@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.corestate import sql_corestate
 
 from coordinator.server_app import UPDATE
 from fleet import flwr_compat
@@ -165,7 +166,10 @@ def test_a_bad_update_is_refused_once_and_the_aggregate_is_the_one_without_it(fi
     assert f"`{code}`" in DOCS
 
 
-def test_a_reply_longer_than_any_honest_one_is_not_read_and_the_round_goes_on(field: Field) -> None:
+def test_a_reply_longer_than_any_honest_one_is_not_read_and_the_round_goes_on(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_corestate, "OBJECT_PUSH_SESSION_TTL_SECONDS", 10)  # for parts that never come; or 180
     before = len(field.logged("no-update"))
     field.play(lambda s: replace(s(), payload=bytes(200_000)), over=lambda: len(field.logged("no-update")) > before)
     assert field.logged("no-update")[before:] == ["failed"]
