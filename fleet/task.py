@@ -214,7 +214,7 @@ def divided(model: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Module
     """The front, which training leaves as it is, and the rest: ``model(x) == rest(front(x))``, whatever the weights.
 
     Only of an ``nn.Sequential`` can that be told; the front of any other model is empty. Layers of torch that draw at
-    random in training belong to the rest; one of the task's own is not known for it.
+    random in training belong to the rest; one of the task's own is not known for it, and what it drew first is kept.
     """
     from torch import nn
 
@@ -226,12 +226,16 @@ def divided(model: "torch.nn.Module") -> "tuple[torch.nn.Module, torch.nn.Module
     return nn.Sequential(*layers[:first]), nn.Sequential(*layers[first:])
 
 
-def _changes(layer: "torch.nn.Module") -> bool:
+def draws(model: "torch.nn.Module") -> bool:
+    """Whether a layer of torch in it draws at random in training."""
     from torch.nn import RReLU
     from torch.nn.modules.dropout import _DropoutNd
 
-    drawn = any(isinstance(module, _DropoutNd | RReLU) for module in layer.modules())
-    return drawn or any(parameter.requires_grad for parameter in layer.parameters())
+    return any(isinstance(module, _DropoutNd | RReLU) for module in model.modules())
+
+
+def _changes(layer: "torch.nn.Module") -> bool:
+    return draws(layer) or any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def load(reference: str, folder: Path) -> Task:

@@ -43,6 +43,11 @@ class Buffer:
         """Numbers of the partitions, oldest first."""
         return [row[0] for row in self._store.execute("select distinct partition from example order by partition")]
 
+    def count(self, partition: int) -> int:
+        """How many examples a partition has; they are the same for as long as it has as many."""
+        query = "select count(*) from example where partition = ?"
+        return int(self._store.execute(query, (partition,)).fetchone()[0])
+
     def is_full(self, partition: int) -> bool:
         """Whether no further example will go to a partition."""
         return len(self) >= (partition + 1) * self._partition_size

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fleet.errors import BudgetError, MissingExtraError
 from fleet.privacy.release import Noise, private_sum
-from fleet.task import Task, Windows, divided
+from fleet.task import Task, Windows, divided, draws
 from fleet.weights import Flat
 from node.buffer import Buffer
 from node.head import head_of, softmax, watched
@@ -60,10 +60,10 @@ class Learner:
         return delta, mu2
 
     def _gradients_of(self, partition: int) -> Gradients:
-        """Those of a partition's examples; kept until the next example comes, for there may be more sessions."""
-        examples = partition, len(self._buffer)
-        if self._kept is None or self._kept[0] != examples:
-            self._kept = examples, self._gradients.of(self._buffer.examples(partition))
+        """Those of this partition's examples and of no other's; kept for the next session until there is one more."""
+        which = partition, self._buffer.count(partition)
+        if self._kept is None or self._kept[0] != which:
+            self._kept = which, self._gradients.of(self._buffer.examples(partition))
         return self._kept[1]
 
     def _charge(self, partitions: list[int], releases: int, noise_multiplier: float) -> tuple[int, int]:
@@ -109,8 +109,8 @@ def session(
 class PerExampleGradients:
     """Gradients of the cross-entropy, one row an example, by Opacus' hooks.
 
-    What lies under all that is trained gives the same values at every step of a session: it is computed once. Where
-    all that is trained is one layer on top, its gradients are written down as they are known.
+    What lies under all that is trained gives the same values at every step: it is computed once. Where all that is
+    trained is one layer on top, and no layer draws at random, its gradients are written down as they are known.
     """
 
     def __init__(self, task: Task) -> None:
@@ -142,7 +142,7 @@ class PerExampleGradients:
                     parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")  # inputs need no gradient
-                loss = torch.nn.functional.cross_entropy(wrapped(x), y, reduction="sum")
+                loss = torch.nn.functional.cross_entropy(wrapped(x.clone()), y, reduction="sum")
                 loss.backward()  # type: ignore[no-untyped-call]
             rows: npt.NDArray[np.float64] = torch.cat([_rows(p) for p in trained], dim=1).numpy()
             return rows
@@ -171,7 +171,9 @@ def _rows(parameter: "torch.nn.Parameter") -> "torch.Tensor":
 
 
 def _only_head(model: "torch.nn.Module", shape: tuple[int, ...]) -> "torch.nn.Linear | None":
-    """The model's last layer, if nothing but its weight and its bias is trained."""
+    """The model's last layer, if nothing but its weight and its bias is trained and nothing is drawn on the way."""
+    if draws(model):
+        return None
     head = head_of(model, shape)
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     return head if head is not None and trained == {id(p) for p in head.parameters()} else None

@@ -51,12 +51,13 @@ def _child(model: str, fold: int) -> "subprocess.Popen[bytes] | None":
 
 
 def _artifact(child: "subprocess.Popen[bytes]") -> bytes | None:
-    """What the child found, without waiting for its end: to take torch down takes it a second."""
+    """What the child found; its input stays open meanwhile, for it ends when that closes."""
     timer = threading.Timer(LONGEST_S, child.kill)
     timer.daemon = True
     timer.start()
     try:
-        return child.stdout.read() or None if child.stdout else None
+        artifact = child.stdout.read() if child.stdout else b""
+        return artifact if child.wait() == 0 else None
     finally:
         timer.cancel()
 
@@ -74,6 +75,7 @@ def _prove(model: str, fold: str) -> None:
     torch.set_num_threads(1)  # as in a world: the last bits of what is read off the donor depend on it
     with said:
         said.write(proof_of(smartwatch(model, int(fold))))  # type: ignore[arg-type] # it checks
+    os._exit(0)  # to take torch down takes a second, for which the start would wait
 
 
 if __name__ == "__main__":

@@ -123,6 +123,11 @@ class Node:
         noise = self.ledger.budget.noise_multiplier(4) if noise_multiplier is None else noise_multiplier
         return self.learner.learn(self.base, releases=releases, noise_multiplier=noise)
 
+    def delta(self, releases: int) -> Flat:
+        session = self.learn(releases)
+        assert session is not None
+        return session[0]
+
 
 def autograd(model: nn.Module, weights: Flat, examples: Windows) -> npt.NDArray[np.float64]:
     """Per-example gradients the slow way: one example, one backward pass."""
@@ -172,6 +177,17 @@ def test_gradients_are_those_of_each_example_alone(model: Any) -> None:
         np.testing.assert_allclose(gradients(weights), autograd(toy.model(), weights, examples), atol=1e-6)
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.Dropout(0.5, inplace=True)])
+def test_what_is_drawn_at_random_is_drawn_at_every_step(layer: nn.Module) -> None:
+    toy = task(lambda: nn.Sequential(nn.Flatten(), layer, nn.Linear(3, 3)))
+    gradients = PerExampleGradients(toy).of(points(50))
+    weights = weights_of(toy.model())
+    first, second, third = gradients(weights), gradients(weights), gradients(weights)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(second, third)
+    assert (third != 0).mean() > 0.5  # a third of it, if the three were drawn on top of one another
+
+
 @pytest.mark.parametrize(("model", "front", "size"), [(Front, Front, 18), (deep, Waves, 35)])
 def test_what_lies_under_all_that_is_trained_is_computed_once(
     model: Any, front: type[nn.Module], size: int, monkeypatch: pytest.MonkeyPatch
@@ -183,7 +199,9 @@ def test_what_lies_under_all_that_is_trained_is_computed_once(
     assert gradients(weights_of(toy.model())).shape == (7, size)
 
 
-def test_the_front_is_computed_again_only_for_new_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_front_is_computed_again_only_when_its_partition_grew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     of = PerExampleGradients.of
 
@@ -196,7 +214,7 @@ def test_the_front_is_computed_again_only_for_new_examples(tmp_path: Path, monke
     for kept in (3, 0, 2, 4, 0):  # the last four begin a partition, which is not learned from before it is full
         node.buffer.keep(points(kept))
         node.learn(releases=1, noise_multiplier=100.0)
-    assert sizes == [3, 5, 5]
+    assert sizes == [3, 5]
 
 
 def test_a_session_without_noise_is_as_many_steps_by_hand(tmp_path: Path) -> None:
@@ -277,12 +295,14 @@ def test_a_spent_node_draws_no_noise_and_releases_nothing(tmp_path: Path) -> Non
 def test_new_data_is_learned_from_first_and_old_data_with_what_it_has_left(tmp_path: Path) -> None:
     node = Node(tmp_path / "node.db", Known(), partition_size=5)
     node.buffer.keep(points(5))
-    node.learn(releases=2)
+    deltas = [node.delta(releases=2)]
     node.buffer.keep(points(5, seed=1))
-    for _ in range(3):
-        node.learn(releases=2)
+    deltas += [node.delta(releases=2) for _ in range(3)]
     charged = [row[0] for row in node.store.execute("select partition from charge order by seq")]
     assert charged == ["train/0", "train/1", "train/1", "train/0"]
+    for delta, number in zip(deltas, charged, strict=True):  # what is charged is what was learned from
+        np.testing.assert_array_equal(delta, deltas[charged.index(number)])
+    assert not np.array_equal(deltas[0], deltas[1])
 
 
 @pytest.mark.parametrize("begun", [1, 4])

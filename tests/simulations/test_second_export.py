@@ -61,7 +61,18 @@ def test_the_child_works_on_one_thread_as_a_world_does() -> None:
 def test_a_child_that_came_to_nothing_has_nothing_to_say(children: Begun) -> None:
     with second_export("no-such-model", 0) as proof:
         assert proof() is None
-        assert [child.wait() for child in children] == [1]
+    assert [child.returncode for child in children] == [1]
+
+
+def test_the_start_does_not_wait_until_the_child_has_taken_itself_down() -> None:
+    program = (
+        "import atexit, time\nfrom coordinator import requantizer\nfrom simulations import second_export\n"
+        "atexit.register(time.sleep, 3600)\nrequantizer.proof_of = lambda task: b'found'\n"
+        "second_export._prove('features', '0')"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe) as child:
+        assert module._artifact(child) == b"found"
 
 
 def test_a_child_that_cannot_be_begun_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,7 @@ def test_a_bad_update_is_refused_once_and_the_aggregate_is_the_one_without_it(fi
 def test_a_reply_longer_than_any_honest_one_is_not_read_and_the_round_goes_on(
     field: Field, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql_corestate, "OBJECT_PUSH_SESSION_TTL_SECONDS", 10)  # for parts that never come; or 180
+    monkeypatch.setattr(sql_corestate, "OBJECT_PUSH_SESSION_TTL_SECONDS", 30)  # for parts that never come; or 180
     before = len(field.logged("no-update"))
     field.play(lambda s: replace(s(), payload=bytes(200_000)), over=lambda: len(field.logged("no-update")) > before)
     assert field.logged("no-update")[before:] == ["failed"]
