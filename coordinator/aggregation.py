@@ -35,10 +35,11 @@ def mean(entries: Sequence[Entry], read: Callable[[str], Flat]) -> Flat:
 def screened_mean(entries: Sequence[Entry], read: Callable[[str], Flat]) -> Flat:
     """The mean after dropping norms above three medians, clipping the others to the median, and hearing copies once.
 
-    The share of one node in the mean is at most the median norm over the nodes kept. Of fewer than five updates
-    all are kept and none is a copy.
+    The share of one node in the mean is at most the median norm over the nodes kept. Of an even number of norms the
+    median is the lower one of the middle: of two, one alone decides nothing. Of fewer than five updates all are kept
+    and none is a copy.
     """
-    median = float(np.median([entry.norm for entry in entries]))
+    median = sorted(entry.norm for entry in entries)[(len(entries) - 1) // 2]
     kept = sorted(entries, key=lambda entry: entry.key)
     heard = np.ones(len(kept))
     if len(entries) >= SCREEN_NEEDS:

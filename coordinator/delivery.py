@@ -90,6 +90,7 @@ class Delivery:
         """
         if running := self._releases.running():
             raise UsageError(f"release {running[0].number} is being rolled out: one at a time")
+        self._publisher.gate(weights)  # before they take a number
         self._announce(self._bases.bring(weights), Phase.SHADOW)
 
     def question(self) -> ReportInstruction | None:

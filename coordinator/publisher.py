@@ -44,17 +44,27 @@ class Publisher:
             {base_path(number, "weights.bin"): payload, base_path(number, "manifest.json"): base.to_bytes()},
         )
 
+    def gate(self, master: Flat) -> tuple[bytes, bytes, str]:
+        """The payload, the artifact and the golden digest of a release of ``master``.
+
+        Raises:
+            TaskError: Its golden outputs are not finite or cannot be told apart from rounding.
+            ValueError: It cannot be quantized.
+        """
+        payload = self._template.quantize(master)
+        artifact = self._template.artifact(payload)
+        golden = golden_inputs(artifact, self._task.signature)
+        return payload, artifact, golden_digest(open_session(artifact), golden)
+
     def manifest(
         self, number: int, base: int, master: Flat, settings: ReleaseSettings, *, withdraws: int = 0
     ) -> Release:
         """What a release of ``master`` would say; the gate on the way.
 
         Raises:
-            TaskError: Its golden outputs are not finite or cannot be told apart from rounding.
+            TaskError: As for ``gate``.
         """
-        payload = self._template.quantize(master)
-        artifact = self._template.artifact(payload)
-        golden = golden_inputs(artifact, self._task.signature)
+        payload, artifact, golden = self.gate(master)
         return Release(
             task=self._task.name,
             number=number,
@@ -62,7 +72,7 @@ class Publisher:
             payload=sha256(payload),
             template=self._template.digest,
             artifact=sha256(artifact),
-            golden=golden_digest(open_session(artifact), golden),
+            golden=golden,
             runtime=RUNTIME,
             shadow_windows=settings.shadow_windows,
             probation_windows=settings.probation_windows,

@@ -1,9 +1,9 @@
 """Release 0: the task's model fitted to its public donor, so that a node answers well from its first minute."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fleet.task import Task, divided, weights_of
+from fleet.task import Task, Windows, divided, weights_of
 from fleet.weights import Flat
 
 STEPS = 300
@@ -17,22 +17,26 @@ def warm_start(task: Task, seed: int, weight_decay: float = WEIGHT_DECAY) -> Fla
 
     Equal seeds give equal weights. Without a donor, or with an empty one, they are the model's first weights.
     """
-    model = task.model().train()
     windows = task.donor() if task.donor else None
-    if windows is None or len(windows) == 0:
-        return weights_of(model)
+    with torch.random.fork_rng(devices=[]):  # what a model draws: its first weights, Dropout
+        torch.manual_seed(seed)
+        model = task.model().train()
+        if windows is not None and len(windows) > 0:
+            _fit(model, windows, torch.Generator().manual_seed(seed), weight_decay)
+    return weights_of(model)
+
+
+def _fit(model: nn.Module, windows: Windows, generator: torch.Generator, weight_decay: float) -> None:
     x, y = torch.from_numpy(windows.x), torch.from_numpy(windows.y).long()
     front, rest = divided(model)
     with torch.no_grad():
         x = torch.cat([front(part.clone()) for part in torch.split(x, BATCH)])
     adam = _Adam([p for p in model.parameters() if p.requires_grad])
-    generator = torch.Generator().manual_seed(seed)
     for step in range(STEPS):
         batch = torch.randperm(len(y), generator=generator)[:BATCH]
         loss = torch.nn.functional.cross_entropy(rest(x[batch]), y[batch])
         loss = loss + weight_decay / 2 * sum((p * p).sum() for p in adam.parameters)
         adam.step(loss, LEARNING_RATE * (1 - step / STEPS))
-    return weights_of(model)
 
 
 class _Adam:

@@ -49,6 +49,7 @@ class Signs:
         in_wave: The signed rollout names this release and this node.
         withdrawn: The rollout was halted, or a newer release is offered.
         skips_shadow: It takes another release back, and its weights were served here before.
+        alone: It answers, and there is no release to compare it with or to go back to.
         harm: Evidence that it answers worse than the model beside it.
         windows: Labelled windows compared in this stage.
         quota: Windows that a report of this stage takes.
@@ -57,6 +58,7 @@ class Signs:
     in_wave: bool
     withdrawn: bool
     skips_shadow: bool
+    alone: bool
     harm: float
     windows: int
     quota: int
@@ -73,7 +75,7 @@ def next_stage(stage: Stage, signs: Signs) -> tuple[Stage, str] | None:
         return _after_shadow(stage, signs)
     if stage is Stage.PROBATION and signs.harm >= ROLLBACK_EVIDENCE:
         return Stage.ROLLED_BACK, f"evidence of harm {signs.harm:.0f}"
-    if stage is Stage.PROBATION and (signs.skips_shadow or signs.windows >= signs.quota):
+    if stage is Stage.PROBATION and (signs.skips_shadow or signs.alone or signs.windows >= signs.quota):
         return Stage.COMMITTED, f"{signs.windows} windows on probation"
     if stage in (Stage.MUTED, Stage.ROLLED_BACK) and signs.windows >= signs.quota:
         return Stage.REJECTED, f"refused, and compared in {signs.windows} windows all the same"

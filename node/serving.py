@@ -71,16 +71,16 @@ class Serving:
         newest = self._stages.newest() or 0
         if rollout.release <= newest:
             return
-        offered = catalog.release(rollout.release)
-        stands = rollout.halted or offered[0].withdraws != rollout.serving
+        withdraws = catalog.manifest(rollout.release).withdraws
+        stands = rollout.halted or withdraws != rollout.serving
         if (candidate := self._stages.candidate()) and not (stands and candidate[0] == rollout.serving):
-            self._supersede(*candidate, offered[0])
+            self._supersede(*candidate, withdraws, outdated=stands and rollout.serving > candidate[0])
         if self._stages.candidate() is not None:
             return
         if stands and rollout.serving > newest:
             self._stage(*catalog.release(rollout.serving))
         elif not rollout.halted:
-            self._stage(*offered)
+            self._stage(*catalog.release(rollout.release))
 
     def settle(self, rollout: Rollout | None) -> None:
         """Make every move that the evidence calls for now."""
@@ -97,13 +97,19 @@ class Serving:
         self._slots.store(release, artifact, golden)
         self._move(release.number, Stage.STAGED, "verified")
 
-    def _supersede(self, number: int, stage: Stage, offered: Release) -> None:
-        """A trial whose wave is open goes on to its end, refused or not, unless the offer takes the release back."""
-        withdrawn = 0 < offered.withdraws == number
+    def _supersede(self, number: int, stage: Stage, withdraws: int, *, outdated: bool) -> None:
+        """A trial whose wave is open goes on to its end, refused or not, unless the offer takes the release back.
+
+        It also ends when everybody serves a newer one: a node that learns no truth about its answers would never see
+        the end, and never take another release. Nothing that was labelled decides when.
+        """
+        withdrawn = 0 < withdraws == number
         if withdrawn and stage is Stage.PROBATION:
             self._move(number, Stage.ROLLED_BACK, "withdrawn")
             stage = Stage.ROLLED_BACK
-        if withdrawn or stage not in (Stage.PROBATION, Stage.MUTED, Stage.ROLLED_BACK):
+        if outdated and stage is Stage.PROBATION:
+            self._move(number, Stage.COMMITTED, "everybody serves a newer one")
+        elif withdrawn or outdated or stage not in (Stage.PROBATION, Stage.MUTED, Stage.ROLLED_BACK):
             self._move(number, Stage.REJECTED, "withdrawn" if withdrawn else "superseded")
         self._follow()
 
@@ -127,6 +133,7 @@ class Serving:
             in_wave=rollout is not None and rollout.admits(number, self._node),
             withdrawn=current is not None and current.halted,
             skips_shadow=release.withdraws > 0 and release.artifact in self._served_before(number),
+            alone=stage is Stage.PROBATION and self._in_service()[1] is None,
             harm=harm_evidence(pair.harm for pair in pairs),
             windows=len(pairs),
             quota=release.quota(watch),
@@ -152,11 +159,9 @@ class Serving:
 
     def _follow(self) -> None:
         """Make pointer and memory what the log says."""
-        active, previous = self._stages.serving()
+        active, previous = self._in_service()
         if active is None:
             return
-        if previous is not None and self._takes_back(active, previous):
-            previous = None
         self._slots.point(Pointer(active, previous))
         candidate = self._stages.candidate()
         rival = None
@@ -166,6 +171,12 @@ class Serving:
             rival = candidate[0]
         self.active, self.rival = self._opened(active, previous), self._opened(rival)
         self._slots.clear(self._stages.ended())  # not all others: another process may be storing a new one
+
+    def _in_service(self) -> tuple[int | None, int | None]:
+        """The release that answers, and the one to go back to: the one before it, unless it takes that one back."""
+        active, previous = self._stages.serving()
+        back = active is not None and previous is not None and self._takes_back(active, previous)
+        return active, None if back else previous
 
     def _takes_back(self, number: int, other: int) -> bool:
         """Whether ``number`` is the withdrawal of ``other``, which then is no way back."""

@@ -29,7 +29,7 @@ class Cohort:
 
     @property
     def median(self) -> float:
-        return float(np.median([entry.norm for entry in self.entries]))
+        return sorted(entry.norm for entry in self.entries)[(len(self.entries) - 1) // 2]
 
     def read(self, name: str) -> Flat:
         return self.deltas[name]
@@ -108,6 +108,8 @@ def test_the_screen_stands_at_three_medians(factor: float, kept: bool) -> None:
         pytest.param([0, 0, 0, 0, 0, 0], 0.0, id="all zero"),
         pytest.param([0, 0, 0, 0, 1, 1], 0.0, id="most are zero"),
         pytest.param([0, 0, 0, 1], 0.0, id="most are zero, too few to screen"),
+        pytest.param([1, -100], 0.0, id="two, and one is hostile"),
+        pytest.param([0.5, 0.5, 2, 2], 0.5, id="of an even number the lower median counts"),
         pytest.param([0, 1, 1, 1, 1, 1], 5 / 6, id="one is zero and counts"),
         pytest.param([1, 1, 1, 1, -100], 1.0, id="five are screened"),
         pytest.param([1, 1, 1, -100], 0.5, id="four are only clipped"),

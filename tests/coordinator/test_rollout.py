@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.publisher import rollout_of
+from coordinator.publisher import Publisher, rollout_of
 from coordinator.rollout import Phase, RolloutState, judge
-from fleet.errors import UsageError
+from fleet.errors import TaskError, UsageError
 from fleet.evidence import Pooled
 from fleet.messages import Watch
 from fleet.quantization import Template
@@ -301,6 +301,33 @@ def test_I8_the_report_of_a_node_revoked_since_is_not_in_the_evidence(sixteen: F
     assert sixteen.coordinator.registry.releases.counts(1, Watch.SHADOW) == {}
 
 
+def test_the_report_of_a_node_outside_of_the_wave_is_not_in_its_evidence(sixteen: Fleet) -> None:
+    report(sixteen, won=1, lost=0)
+    [canary] = sixteen.coordinator.delivery.reporters()
+    sixteen.report(next(name for name in sixteen.names if name != canary), won=0, lost=9)
+    report(sixteen, won=1, lost=0)
+    assert (newest(sixteen)[1].phase, newest(sixteen)[1].wave) == (Phase.WAVE, 2)
+
+
+def test_a_wave_of_a_fleet_that_shrank_still_holds_everybody_whom_the_last_one_exposed(
+    tmp_path: Path, template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS.changed(release={"every_rounds": 1, "waves": (0.5, 0.6, 1.0), "probation_windows": 10})
+    fleet = Fleet(tmp_path / "coordinator", template, settings, nodes=12)
+    fleet.play_round()
+    fleet.coordinator.delivery.offer_newest()
+    report(fleet, won=1, lost=0)
+    exposed = set(fleet.coordinator.delivery.reporters())
+    for name in set(fleet.names) - exposed:
+        fleet.coordinator.revoke(name)
+    published: list[Rollout] = []
+    monkeypatch.setattr(Publisher, "rollout", lambda publisher, rollout: published.append(rollout))
+    report(fleet, won=1, lost=0)
+    assert len(exposed) == 6
+    assert [sum(rollout.includes(name) for name in exposed) for rollout in published] == [6, 6, 6]
+    assert newest(fleet)[1].phase is Phase.DONE
+
+
 def test_a_report_that_was_lost_is_admitted_when_it_is_asked_again_after_a_later_update(sixteen: Fleet) -> None:
     """The node sends the same stored bytes for ever; meanwhile an update with a higher ledger number arrived."""
     round_ = sixteen.opened()
@@ -333,6 +360,18 @@ def test_weights_that_an_operator_brings_are_rolled_out_like_any_and_training_go
     fleet.settle(round_)
     assert fleet.bases[-1].number == 4
     assert fleet.coordinator.registry.rounds.closed() == 2
+
+
+def test_weights_that_cannot_be_released_take_no_number(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = fleet.coordinator.bases.master(fleet.bases[0])
+
+    def refuse(*_: object) -> None:
+        raise TaskError("golden inputs are too close to a tie")
+
+    monkeypatch.setattr("coordinator.publisher.golden_inputs", refuse)
+    with pytest.raises(TaskError):
+        fleet.coordinator.delivery.offer(weights + 1)
+    assert (newest(fleet)[0].number, len(fleet.bases)) == (0, 1)
 
 
 def test_an_operator_offers_one_release_at_a_time(fleet: Fleet) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from coordinator.warm_start import warm_start
@@ -33,6 +34,16 @@ def test_equal_seeds_give_equal_weights_and_leave_the_dice_alone() -> None:
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("donor", [True, False], ids=["a donor", "no donor"])
+def test_equal_seeds_give_equal_weights_of_a_model_that_draws_its_own(donor: bool) -> None:
+    def model() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(600, 7))
+
+    task = replace(TASK, model=model, donor=TASK.donor if donor else None)
+    assert np.array_equal(warm_start(task, seed=1), warm_start(task, seed=1))
+    assert not np.array_equal(warm_start(task, seed=1), warm_start(task, seed=2))
 
 
 def test_labels_of_any_whole_kind_give_the_same_weights() -> None:

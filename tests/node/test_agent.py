@@ -229,6 +229,23 @@ def test_one_kind_of_instruction_cannot_be_used_as_the_other(world: World) -> No
         world.agent.report(world.ask().sealed(COORDINATOR))
 
 
+def test_an_ask_that_comes_while_a_session_is_learned_costs_no_second_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = InProcess.learn
+
+    def asked_meanwhile(workshop: InProcess, node: Agent, wish: UpdateInstruction) -> None:
+        assert world.update() is None
+        real(workshop, node, wish)
+
+    monkeypatch.setattr(InProcess, "learn", asked_meanwhile)
+    assert world.update() is None
+    world.agent.learn()
+    world.agent.learn()
+    assert len(list(world.agent.ledger.charges())) == 1
+    assert world.update() is not None
+
+
 def test_a_round_gets_one_update_the_same_bytes_however_often_it_asks(world: World) -> None:
     sealed = world.ask().sealed(COORDINATOR)
     assert world.agent.update(sealed) is None

@@ -19,7 +19,7 @@ from node.promotion import (
 )
 from node.store import open_store
 
-QUIET = Signs(in_wave=False, withdrawn=False, skips_shadow=False, harm=1.0, windows=0, quota=2)
+QUIET = Signs(in_wave=False, withdrawn=False, skips_shadow=False, alone=False, harm=1.0, windows=0, quota=2)
 PATH_TO: dict[Stage | None, list[Stage]] = {
     None: [],
     Stage.STAGED: [Stage.STAGED],
@@ -113,6 +113,7 @@ def test_a_release_ends_committed_or_rejected() -> None:
         pytest.param(Stage.PROBATION, replace(QUIET, windows=1), None, id="probation: one window short"),
         pytest.param(Stage.PROBATION, replace(QUIET, windows=2), Stage.COMMITTED, id="probation: quota"),
         pytest.param(Stage.PROBATION, replace(QUIET, skips_shadow=True), Stage.COMMITTED, id="probation: withdrawal"),
+        pytest.param(Stage.PROBATION, replace(QUIET, alone=True), Stage.COMMITTED, id="probation: no way back"),
         pytest.param(
             Stage.PROBATION, replace(QUIET, windows=2, harm=ROLLBACK_EVIDENCE), Stage.ROLLED_BACK, id="probation: harm"
         ),

@@ -276,9 +276,37 @@ def test_a_withdrawal_is_a_newer_number_that_skips_shadow_and_probation(node: No
 
 
 def test_a_withdrawal_with_weights_that_were_never_served_here_stands_probation(node: Node) -> None:
+    node.offer(2, EVERYBODY)
+    rollout = node.offer(3, EVERYBODY, withdraws=2)
+    assert (node.stage(3), node.serving.rival and node.serving.rival.release) == (Stage.PROBATION, 1)
+    node.live(2, rollout)
+    assert node.stage(3) is Stage.COMMITTED
+
+
+def test_a_withdrawal_of_what_it_would_be_compared_with_ends_its_probation_at_once(node: Node) -> None:
     node.live(2, node.offer(2, EVERYBODY))
-    node.offer(3, EVERYBODY, withdraws=2, right=False)
-    assert node.stage(3) is Stage.PROBATION
+    node.offer(3, EVERYBODY, withdraws=2)
+    assert (node.says(), node.stage(3)) == (3, Stage.COMMITTED)
+    node.offer(4, EVERYBODY)
+    assert (node.says(), node.stage(4)) == (4, Stage.PROBATION)
+
+
+@pytest.mark.parametrize("harmed", [False, True], ids=["on probation", "refused"])
+def test_a_node_that_is_told_no_truth_still_takes_what_everybody_serves(node: Node, harmed: bool) -> None:
+    """The trial ends when a newer release is open to all, and not before."""
+    rollout = node.offer(2, EVERYBODY, right=not harmed, quota=100)
+    if harmed:
+        node.live(30, rollout)
+    before = node.stage(2)
+    assert before is (Stage.ROLLED_BACK if harmed else Stage.PROBATION)
+    node.toy.put(3)
+    node.pull(Rollout(3, "salt", NOBODY, serving=2))
+    assert (node.stage(2), node.stage(3)) == (before, None)
+    node.pull(Rollout(3, "salt", EVERYBODY, serving=3))
+    assert node.stage(2) is (Stage.REJECTED if harmed else Stage.COMMITTED)
+    assert (node.says(), node.stage(3)) == (3, Stage.PROBATION)
+    assert node.serving.rival is not None
+    assert node.serving.rival.release == (1 if harmed else 2)
 
 
 def test_a_withdrawn_release_is_no_way_back(node: Node) -> None:
