@@ -93,15 +93,6 @@ def quantize_model(model: onnx.ModelProto, layout: Layout, task: Task) -> bytes:
     return canonical(quantized)
 
 
-def export_float(task: Task, weights: Flat) -> bytes:
-    """The float32 ONNX model of ``weights``: what the artifact is compared with.
-
-    Raises:
-        TaskError: The model cannot be exported.
-    """
-    return canonical(export(task, weights)[0])
-
-
 def _check(template: Template, weights: Flat, expected: bytes) -> None:
     if template.artifact(template.quantize(weights)) != expected:
         raise TaskError(

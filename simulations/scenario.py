@@ -16,7 +16,6 @@ from fleet.task import Recording, Task
 if TYPE_CHECKING:
     from simulations.stories.story import Story
 
-SETTINGS_FILE = "fleet.toml"
 BUILT_IN_SETTINGS = Path(__file__).with_name("smartwatch.toml")
 
 

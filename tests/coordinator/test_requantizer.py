@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from coordinator.exporter import export, write_parameters
+from coordinator.exporter import canonical, export, write_parameters
 from coordinator.golden import golden_inputs
-from coordinator.requantizer import Registration, export_float, fresh, quantize_model, register
+from coordinator.requantizer import Registration, fresh, quantize_model, register
 from fleet.artifact import golden_digest, logits, open_session
 from fleet.errors import TaskError
 from fleet.quantization import Bias, Plain, Template, Weight
@@ -49,6 +49,11 @@ class Cnn(nn.Module):
         x = nn.functional.max_pool1d(nn.functional.hardtanh(self.first(x.clamp(-4, 4))), 2)
         logits: torch.Tensor = self.head(nn.functional.hardtanh(self.second(x)).mean(-1))
         return logits
+
+
+def export_float(task: Task, weights: Flat) -> bytes:
+    """The float32 ONNX model of ``weights``: what the artifact is compared with."""
+    return canonical(export(task, weights)[0])
 
 
 def mlp(activation: Callable[[], nn.Module] = nn.Hardtanh) -> nn.Module:
