@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.enrolment import check_name
-from fleet.errors import BudgetError, FleetError, InputError, UsageError
+from fleet.errors import BudgetError, FleetError, InputError, MissingExtraError, UsageError
 from fleet.evidence import Pooled
 from fleet.finding import Finding, failure, said
 from fleet.overlaps import most_windows, on_two_devices
@@ -30,6 +30,8 @@ def _loaded(
     """What there is to say of the data that the author's code loads, or of its failing."""
     try:
         loaded = load()
+    except MissingExtraError:
+        raise
     except FleetError as error:
         yield failure(subject, str(error))
     except Exception as error:  # noqa: BLE001 - the author's code may raise anything

@@ -21,6 +21,6 @@ def failure(subject: str, message: str) -> Finding:
 
 
 def said(error: Exception) -> str:
-    """What a foreign error says, on one line."""
-    first = str(error).strip().partition("\n")[0]
+    """What a foreign error says, on one line, and no more of it than one: it may quote a whole file."""
+    first = str(error).strip().partition("\n")[0][:200]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

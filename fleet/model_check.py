@@ -33,7 +33,7 @@ def _mixing_layers(model: "torch.nn.Module") -> Iterator[Finding]:
                 f"layer {name or kind}", f"{kind} keeps statistics of private data: track_running_stats=False"
             )
         elif isinstance(layer, _BatchNorm):
-            yield failure(f"layer {name or kind}", f"{kind} mixes the examples of a batch: use GroupNorm or none")
+            yield failure(f"layer {name or kind}", f"{kind} mixes the examples of a batch: use LayerNorm or none")
 
 
 def _outputs(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:

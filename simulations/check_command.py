@@ -9,6 +9,7 @@ import typer
 
 from fleet.errors import MissingExtraError, SettingsError, TaskError
 from fleet.output import Format
+from simulations.extra import check_installed
 from simulations.simulate_command import config_here
 
 
@@ -18,6 +19,7 @@ def check(
     format_: Annotated[Format, typer.Option("--format", help="Lines for people, or one JSON object.")] = Format.TEXT,
 ) -> None:
     """Explain what of fleet.toml's task, or of the built-in one, would not work."""
+    check_installed()
     try:
         from coordinator.requantizer import register
         from coordinator.strategy import ServerStep

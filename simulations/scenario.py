@@ -92,6 +92,7 @@ def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
         settings = settings.changed(round={"min_updates": max(2, len(fleet) // 2)})
     fleet = story.recordings(fleet) if story else fleet
     held_out = {n: r for n, r in recordings.items() if r.person == away}
+    _check_judging(fleet, held_out, away)
     return Scenario(task_, settings, fleet, held_out, story, tuple(warnings))
 
 
@@ -146,13 +147,25 @@ def _configured(config: Path, wish: Wish) -> tuple[Task, Settings, str]:
 def _person(recordings: dict[str, Recording], fold: int) -> str:
     people = sorted({recording.person for recording in recordings.values()})
     if len(people) < 2:
-        raise UsageError("the task's devices belong to one person: one is held out, so there must be two or more")
+        raise TaskError("the task's devices belong to one person: one is held out, so there must be two or more")
     if not 0 <= fold < len(people):
         raise UsageError(f"--fold {fold}: the task has people 0 to {len(people) - 1}")
     return people[fold]
 
 
+def _check_judging(fleet: dict[str, Recording], held_out: dict[str, Recording], away: str) -> None:
+    """Refuse what leaves nothing to judge a release by."""
+    if not any(len(seen.train) + len(seen.live) for seen in held_out.values()):
+        raise TaskError(
+            f"{away or 'the person'} who is held out has no windows to judge a release by: use another --fold"
+        )
+    if not any(len(seen.live) for seen in fleet.values()):
+        raise TaskError("no device of the fleet has live windows: nothing is answered, and no release is judged")
+
+
 def _chosen(recordings: dict[str, Recording], nodes: int | None) -> dict[str, Recording]:
+    if len(recordings) < 2:
+        raise TaskError(f"the task leaves {len(recordings)} devices for the fleet: two or more average something")
     if nodes is None:
         return recordings
     if nodes > len(recordings):

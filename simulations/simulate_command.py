@@ -17,6 +17,7 @@ from fleet import durable
 from fleet.errors import MissingExtraError, StoreError, UsageError
 from fleet.garbage import kept_for_good
 from fleet.output import Format
+from simulations.extra import check_installed
 from simulations.second_export import Proof, nothing, second_export
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def config_here(model: str | None) -> str | None:
 def _play(
     folder: Path, wish: "Wish", pinned: "Settings | None", started: float, proof: Proof, *, quiet: bool
 ) -> "tuple[Result, Tale | None]":
+    check_installed()
     try:
         with kept_for_good():
             from simulations.measure import measure

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.errors import MissingExtraError, TaskError
+from fleet.finding import said
 from fleet.task import Recording, Windows
 
 CLASSES = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
@@ -69,7 +70,7 @@ def _read(file: Path) -> list[_Exercise]:
         rows = zip(data["X"], data["y"], data["subject"], data["side"], strict=True)
         exercises = [_exercise(*row) for row in rows]
     except Exception as error:  # a broken file may raise anything
-        raise TaskError(f"{file} is not the SPAR data set ({error}); reinstall seglearn") from error
+        raise TaskError(f"{file} is not the SPAR data set ({said(error)}); reinstall seglearn") from error
     if not exercises:
         raise TaskError(f"{file} has no recordings; reinstall seglearn")
     return exercises

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fleet.check import check, check_run
-from fleet.errors import TaskError
+from fleet.errors import MissingExtraError, TaskError
 from fleet.finding import Finding
 from fleet.overlaps import most_windows
 from fleet.settings import Settings
@@ -308,6 +308,14 @@ def test_a_shadow_that_outlasts_every_stream_is_warned_of() -> None:
     assert "8, but no device has more than 7 live windows" in finding.message
 
 
+def test_a_package_that_is_missing_is_no_fault_of_the_task() -> None:
+    def absent() -> dict[str, Recording]:
+        raise MissingExtraError("seglearn is missing: pip install 'edgefleet[simulate]'")
+
+    with pytest.raises(MissingExtraError):
+        check(task(devices=absent), SETTINGS, content)
+
+
 def test_a_device_without_training_windows_is_mentioned() -> None:
     empty = Windows(windows().x[:0], windows().y[:0])
     findings = check(task(devices=device(empty)), SETTINGS, content)
@@ -343,6 +351,7 @@ def test_a_broken_model_is_not_sent_to_the_quantizer() -> None:
         pytest.param("privacy", {"delta": 0.01}, ["privacy.delta"], id="delta as likely as an example"),
         pytest.param("privacy", {"planned_releases": 39}, ["privacy.planned_releases"], id="steps left over"),
         pytest.param("round", {"min_updates": 9}, ["devices"], id="too few devices"),
+        pytest.param("release", {"every_rounds": 21}, ["release.every_rounds"], id="no release"),
         pytest.param("release", {"shadow_windows": 7}, ["release.shadow_windows"], id="no veto"),
         pytest.param("release", {"probation_windows": 10}, ["release.probation_windows"], id="no way back"),
     ],

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,17 @@ def test_the_task_it_writes_learns(tmp_path: Path) -> None:
     with torch.no_grad():
         right = [model(torch.from_numpy(part.x)).argmax(1).numpy() == part.y for part in live]
     assert np.concatenate(right).mean() > 0.8
+
+
+@pytest.mark.slow
+def test_the_fleet_it_writes_ends_on_a_release_that_it_trained(tmp_path: Path) -> None:
+    """Without noise, so that every run is the same."""
+    write(tmp_path / "mine")
+    command = [sys.executable, "-m", "fleet", "simulate", "--epsilon", "inf", "--format", "json"]
+    shown = subprocess.run(command, cwd=tmp_path / "mine", check=True, capture_output=True)
+    result = json.loads(shown.stdout)
+    assert result["nodes_promoted"] == result["nodes"] == 11
+    assert result["new_device_accuracy"] > result["donor_accuracy"]
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import sqlalchemy
 
 from benchmarks.kills import Witness, play
 from coordinator.rollout import Phase
-from fleet.errors import StoreError, UsageError
+from fleet.errors import StoreError, TaskError, UsageError
 from fleet.privacy.gaussian import MU2_UNIT
 from fleet.settings import Settings
 from fleet.signing import sha256
@@ -473,6 +473,46 @@ def test_a_usual_run_warns_of_nothing_and_a_task_of_ones_own_of_what_check_says(
     warnings = scenario(Wish(config=str(tmp_path / "fleet.toml"))).warnings
     assert [f"warning: {warning}" for warning in warnings] == shown.stdout.splitlines()[:-1]
     assert len(warnings) == 2
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        pytest.param("dict(list(seen.items())[:2])", "leaves 1 devices for the fleet", id="a fleet of one"),
+        pytest.param("dict(list(seen.items())[:1])", "belong to one person", id="one person"),
+        pytest.param("{n: blind(r, r.train) for n, r in seen.items()}", "has live windows", id="no live windows"),
+        pytest.param(
+            "{**seen, 'device00': blind(seen['device00'], nothing)}", "who is held out", id="nobody to judge by"
+        ),
+    ],
+)
+def test_a_task_that_leaves_nothing_to_average_or_to_judge_by_is_refused(
+    tmp_path: Path, seen: str, message: str
+) -> None:
+    write(tmp_path)
+    with (tmp_path / "task.py").open("a") as task:
+        task.write(LESS.format(seen=seen))
+    with pytest.raises(TaskError, match=message):
+        scenario(Wish(config=str(tmp_path / "fleet.toml")))
+
+
+LESS = """
+import dataclasses
+
+nothing = Windows(np.zeros((0, 1, 8, 8), np.float32), np.zeros(0, np.int64))
+
+
+def blind(recording, train):
+    return Recording(recording.person, train, nothing)
+
+
+def _less(devices=TASK.devices):
+    seen = devices()
+    return {seen}
+
+
+TASK = dataclasses.replace(TASK, devices=_less)
+"""
 
 
 @pytest.mark.slow
