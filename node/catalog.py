@@ -48,27 +48,16 @@ class Catalog:
             raise SignatureError(f"base {number} is signed for other bytes")
         return base, self._template(base.template).dequantize(payload)
 
-    def manifest(self, number: int) -> Release:
-        """What is signed about a release.
-
-        Raises:
-            TrustError: Not signed, or signed for another number.
-        """
-        release = Release.from_bytes(self._signed(release_path(number, "manifest.json")))
-        if release.number != number:
-            raise SignatureError(f"release {number} is signed for another number")
-        return release
-
     def release(self, number: int) -> tuple[Release, bytes, bytes]:
         """A release, its artifact and its golden inputs.
 
         Raises:
             TrustError: Not signed, or signed for other bytes.
         """
-        release = self.manifest(number)
+        release = Release.from_bytes(self._signed(release_path(number, "manifest.json")))
         payload = self._signed(release_path(number, "weights.bin"))
         artifact = self._template(release.template).artifact(payload)
-        if sha256(artifact) != release.artifact:
+        if release.number != number or sha256(artifact) != release.artifact:
             raise SignatureError(f"release {number} is signed for other bytes")
         return release, artifact, self._signed(release_path(number, "golden.bin"))
 

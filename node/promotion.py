@@ -31,7 +31,7 @@ NEXT = {
     Stage.ADMITTED: {Stage.SHADOW, Stage.REJECTED},
     Stage.SHADOW: {Stage.PROBATION, Stage.VETOED, Stage.MUTED, Stage.REJECTED},
     Stage.VETOED: {Stage.MUTED, Stage.REJECTED},
-    Stage.PROBATION: {Stage.COMMITTED, Stage.ROLLED_BACK},
+    Stage.PROBATION: {Stage.COMMITTED, Stage.ROLLED_BACK, Stage.REJECTED},
     Stage.MUTED: {Stage.REJECTED},
     Stage.ROLLED_BACK: {Stage.REJECTED},
 }
@@ -49,7 +49,7 @@ class Signs:
         in_wave: The signed rollout names this release and this node.
         withdrawn: The rollout was halted, or a newer release is offered.
         skips_shadow: It takes another release back, and its weights were served here before.
-        alone: It answers, and there is no release to compare it with or to go back to.
+        alone: It answers and takes back the release before it: there is none to compare it with, or to go back to.
         harm: Evidence that it answers worse than the model beside it.
         windows: Labelled windows compared in this stage.
         quota: Windows that a report of this stage takes.

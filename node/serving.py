@@ -71,16 +71,19 @@ class Serving:
         newest = self._stages.newest() or 0
         if rollout.release <= newest:
             return
-        withdraws = catalog.manifest(rollout.release).withdraws
-        stands = rollout.halted or withdraws != rollout.serving
+        offered = catalog.release(rollout.release)
+        stands = rollout.halted or offered[0].withdraws != rollout.serving
         if (candidate := self._stages.candidate()) and not (stands and candidate[0] == rollout.serving):
-            self._supersede(*candidate, withdraws, outdated=stands and rollout.serving > candidate[0])
+            outdated = stands and rollout.serving > candidate[0]
+            if outdated:
+                catalog.release(rollout.serving)  # in hand before the trial ends
+            self._supersede(*candidate, offered[0], outdated=outdated)
         if self._stages.candidate() is not None:
             return
         if stands and rollout.serving > newest:
             self._stage(*catalog.release(rollout.serving))
         elif not rollout.halted:
-            self._stage(*catalog.release(rollout.release))
+            self._stage(*offered)
 
     def settle(self, rollout: Rollout | None) -> None:
         """Make every move that the evidence calls for now."""
@@ -97,19 +100,18 @@ class Serving:
         self._slots.store(release, artifact, golden)
         self._move(release.number, Stage.STAGED, "verified")
 
-    def _supersede(self, number: int, stage: Stage, withdraws: int, *, outdated: bool) -> None:
+    def _supersede(self, number: int, stage: Stage, offered: Release, *, outdated: bool) -> None:
         """A trial whose wave is open goes on to its end, refused or not, unless the offer takes the release back.
 
         It also ends when everybody serves a newer one: a node that learns no truth about its answers would never see
-        the end, and never take another release. Nothing that was labelled decides when.
+        the end, and never take another release. What was not proved here by then is no release to go back to, and
+        nothing that was labelled decides when.
         """
-        withdrawn = 0 < withdraws == number
+        withdrawn = 0 < offered.withdraws == number
         if withdrawn and stage is Stage.PROBATION:
             self._move(number, Stage.ROLLED_BACK, "withdrawn")
             stage = Stage.ROLLED_BACK
-        if outdated and stage is Stage.PROBATION:
-            self._move(number, Stage.COMMITTED, "everybody serves a newer one")
-        elif withdrawn or outdated or stage not in (Stage.PROBATION, Stage.MUTED, Stage.ROLLED_BACK):
+        if withdrawn or outdated or stage not in (Stage.PROBATION, Stage.MUTED, Stage.ROLLED_BACK):
             self._move(number, Stage.REJECTED, "withdrawn" if withdrawn else "superseded")
         self._follow()
 

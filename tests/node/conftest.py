@@ -93,10 +93,6 @@ class Toy:
         release, artifact, inputs = self.made(number, **what)
         self.shelf[number] = replace(release, golden=golden or release.golden), artifact, inputs
 
-    def manifest(self, number: int) -> Release:
-        """What ``Catalog.manifest`` gives."""
-        return self.release(number)[0]
-
     def release(self, number: int) -> tuple[Release, bytes, bytes]:
         """What ``Catalog.release`` gives."""
         if number not in self.shelf:

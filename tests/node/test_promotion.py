@@ -48,6 +48,7 @@ MOVES = {
     (Stage.ROLLED_BACK, Stage.REJECTED),
     (Stage.PROBATION, Stage.COMMITTED),
     (Stage.PROBATION, Stage.ROLLED_BACK),
+    (Stage.PROBATION, Stage.REJECTED),
 }
 
 

@@ -58,9 +58,9 @@ class Node:
         self.toy.put(1)
         self.serving.provision(self.toy, 1)
 
-    def offer(self, number: int, threshold: str = NOBODY, **what: Any) -> Rollout:
+    def offer(self, number: int, threshold: str = NOBODY, *, serving: int = 0, **what: Any) -> Rollout:
         self.toy.put(number, **what)
-        return self.pull(Rollout(number, "salt", threshold))
+        return self.pull(Rollout(number, "salt", threshold, serving=serving))
 
     def pull(self, rollout: Rollout) -> Rollout:
         self.serving.consider(rollout, self.toy)
@@ -303,10 +303,16 @@ def test_a_node_that_is_told_no_truth_still_takes_what_everybody_serves(node: No
     node.pull(Rollout(3, "salt", NOBODY, serving=2))
     assert (node.stage(2), node.stage(3)) == (before, None)
     node.pull(Rollout(3, "salt", EVERYBODY, serving=3))
-    assert node.stage(2) is (Stage.REJECTED if harmed else Stage.COMMITTED)
-    assert (node.says(), node.stage(3)) == (3, Stage.PROBATION)
+    assert (node.says(), node.stage(2), node.stage(3)) == (3, Stage.REJECTED, Stage.PROBATION)
     assert node.serving.rival is not None
-    assert node.serving.rival.release == (1 if harmed else 2)
+    assert node.serving.rival.release == 1  # the last that was proved here
+
+
+def test_a_trial_does_not_end_before_the_newer_release_is_in_hand(node: Node) -> None:
+    node.offer(2, EVERYBODY, quota=100)
+    with pytest.raises(SignatureError):
+        node.offer(4, serving=3)
+    assert (node.says(), node.stage(2)) == (2, Stage.PROBATION)
 
 
 def test_a_withdrawn_release_is_no_way_back(node: Node) -> None:
