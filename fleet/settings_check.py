@@ -34,9 +34,7 @@ def check_settings(task: Task, settings: Settings) -> Iterator[Finding]:
             "privacy.planned_releases",
             f"{privacy.planned_releases} do not divide into {settings.round.rounds} rounds: {unused} stay unused",
         )
-    if settings.release.every_rounds > settings.round.rounds:
-        found = f"{settings.release.every_rounds}, but there are {settings.round.rounds} rounds"
-        yield Finding("warning", "release.every_rounds", f"{found}: no release will be offered")
+
     yield from _own_evidence(settings)
 
 

@@ -351,7 +351,6 @@ def test_a_broken_model_is_not_sent_to_the_quantizer() -> None:
         pytest.param("privacy", {"delta": 0.01}, ["privacy.delta"], id="delta as likely as an example"),
         pytest.param("privacy", {"planned_releases": 39}, ["privacy.planned_releases"], id="steps left over"),
         pytest.param("round", {"min_updates": 9}, ["devices"], id="too few devices"),
-        pytest.param("release", {"every_rounds": 21}, ["release.every_rounds"], id="no release"),
         pytest.param("release", {"shadow_windows": 7}, ["release.shadow_windows"], id="no veto"),
         pytest.param("release", {"probation_windows": 10}, ["release.probation_windows"], id="no way back"),
     ],
