@@ -156,9 +156,7 @@ def _person(recordings: dict[str, Recording], fold: int) -> str:
 def _check_judging(fleet: dict[str, Recording], held_out: dict[str, Recording], away: str) -> None:
     """Refuse what leaves nothing to judge a release by."""
     if not any(len(seen.train) + len(seen.live) for seen in held_out.values()):
-        raise TaskError(
-            f"{away or 'the person'} who is held out has no windows to judge a release by: use another --fold"
-        )
+        raise TaskError(f"{away}, who is held out, has no windows to judge a release by: use another --fold")
     if not any(len(seen.live) for seen in fleet.values()):
         raise TaskError("no device of the fleet has live windows: nothing is answered, and no release is judged")
 
