@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from coordinator.server_app import server_app
+from coordinator.server_app import Reports, server_app
 from fleet import flwr_compat
 from fleet.errors import LinkError
 from fleet.events import EventLog
@@ -50,9 +50,11 @@ def play(world: World, rounds: int, watch: Callable[[], None]) -> None:
 
 
 def hours_app(world: World, rounds: int, watch: Callable[[], None], *, pause: Callable[[], None]) -> ServerApp:
-    """Enrols the nodes that are there, then lets hours pass with the coordinator's own ServerApp."""
+    """Enrols the nodes that are there, then lets hours pass with the coordinator's own ServerApp.
+
+    A node is asked for its report once an hour: whoever has none has seen too little, and sees no more in that hour.
+    """
     app = ServerApp()
-    window = server_app(world.coordinator, pause=pause, timeout_s=ASK_TIMEOUT_S)
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
@@ -62,7 +64,8 @@ def hours_app(world: World, rounds: int, watch: Callable[[], None], *, pause: Ca
         for _ in range(rounds):
             world.clock.set_hour(world.progress.hour)
             world.repository.heartbeat()
-            window(grid, context)
+            reports = Reports(world.coordinator, again_s=ASK_TIMEOUT_S)
+            server_app(world.coordinator, pause=pause, reports=reports, timeout_s=ASK_TIMEOUT_S)(grid, context)
             world.progress.hour += 1
             world.save()
             watch()

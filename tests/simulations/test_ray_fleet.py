@@ -4,10 +4,21 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message
+
+from coordinator.server_app import REPORT
+from fleet import flwr_compat
+from simulations import ray_fleet
+from simulations.grid import InProcessGrid
+from simulations.scenario import Wish, scenario
+from simulations.world import World
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -95,3 +106,39 @@ def test_a_run_begun_on_ray_goes_on_in_one_process(played: tuple[Path, dict[str,
     assert shown.returncode == 0, shown.stderr
     result = json.loads(shown.stdout)
     assert (result["rounds"], result["updates"], result["nodes_promoted"]) == (4, 16, 4)
+
+
+class Dripping(InProcessGrid):
+    """One reply comes at a time, as from processes that are busy, and it remembers whom it asked for a report."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        app = ray_fleet.folder_app(folder, lambda _, context: names[context.node_id])
+        super().__init__(dict.fromkeys(range(len(names)), app))
+        self.asked: Counter[int] = Counter()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        listed = list(messages)
+        self.asked.update(m.metadata.dst_node_id for m in listed if m.metadata.message_type == REPORT)
+        return super().push_messages(listed)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return super().pull_messages(list(message_ids)[:1])
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return super().pull_messages(super().push_messages(messages))
+
+
+@pytest.mark.slow
+def test_a_node_without_a_report_is_asked_once_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_fleet, "ASK_TIMEOUT_S", 20.0)
+    wish = Wish(nodes=3, rounds=2, epsilon=float("inf"))
+    plan = scenario(wish)
+    wish.save(tmp_path, plan.settings)
+    world = World(tmp_path, plan.task, plan.settings, plan.fleet, seed=0, started=time.monotonic())
+    grid = Dripping(tmp_path, sorted(world.devices))
+    hours = ray_fleet.hours_app(world, 2, lambda: None, pause=lambda: None)
+    for device in world.devices.values():
+        device.agent.close()
+    hours(grid, flwr_compat.context(1, flwr_compat.COORDINATOR_ID))
+    world.coordinator.registry.close()
+    assert grid.asked == {0: 2, 1: 2, 2: 2}, "a release after the first round, and too few windows for a report"
