@@ -9,11 +9,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.coordinator import Coordinator
 from coordinator.publisher import Publisher
 from fleet import durable
-from fleet.errors import TamperedError
+from fleet.errors import TamperedError, TaskError
 from fleet.events import Record, ignore
 from fleet.quantization import Template
 from fleet.settings import Settings
-from fleet.task import Task
+from fleet.task import Task, layout_of
 from fleet.trust.keys import Keyring
 from fleet.trust.repository import Repository
 from fleet.weights import Flat
@@ -34,10 +34,15 @@ def found(
     Args:
         register: Exports and quantizes the task's graph; called once in the life of a folder.
         warm_start: The weights of release 0, shape ``(size,)`` float32; called once, too.
+
+    Raises:
+        TaskError: The task's model has other parameters than the one that the folder began with.
+        TamperedError: A key cannot be read.
+        TrustError: The template cannot be read.
     """
     repository = Repository(folder / "repository", Keyring.create(folder / "keys"), clock=clock)
     repository.create()
-    template = _template(folder / "template.bin", register)
+    template = _template(folder / "template.bin", task, register)
     coordinator = Coordinator(
         folder,
         task,
@@ -52,10 +57,16 @@ def found(
     return coordinator, repository
 
 
-def _template(path: Path, register: Callable[[], Template]) -> Template:
+def _template(path: Path, task: Task, register: Callable[[], Template]) -> Template:
     if not path.exists():
         durable.write(path, register().to_bytes())
-    return Template.from_bytes(path.read_bytes())
+    template = Template.from_bytes(path.read_bytes())
+    if template.layout != layout_of(task.model()):
+        raise TaskError(
+            f"{task.name}: the model has other parameters than the one that {path.parent} began with: put that one "
+            "back, or begin anew in another folder"
+        )
+    return template
 
 
 def _instruction_key(path: Path) -> Ed25519PrivateKey:

@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 a fault of ours or no room on the disk, 2 wrong use, 3 a t
 8 no privacy budget is left, 9 stored state was altered, 130 interrupted.
 """
 
+import errno
 import logging
 import os
+import sqlite3
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from typing import Annotated
@@ -15,7 +17,7 @@ import click
 import typer
 
 from fleet.__main__ import NAME
-from fleet.errors import FleetError, UsageError
+from fleet.errors import FleetError, StoreError, TamperedError, UsageError
 
 COMMANDS = "edgefleet.commands"
 
@@ -69,13 +71,25 @@ def run(interrupted: Callable[[], bool]) -> int:
         return UsageError.exit_code
     except click.Abort as error:
         raise KeyboardInterrupt from error
-    except FleetError as error:
-        if interrupted():
+    except Exception as error:
+        known = _known(error)
+        if known and interrupted():
             raise KeyboardInterrupt from error
-        if logging.getLogger().isEnabledFor(logging.INFO):
+        if known is None or logging.getLogger().isEnabledFor(logging.INFO):
             raise
-        typer.echo(f"{NAME}: {error}", err=True)
-        return error.exit_code
+        typer.echo(f"{NAME}: {known}", err=True)
+        return known.exit_code
+
+
+def _known(error: Exception) -> FleetError | None:
+    """What a person can do something about, in our words; None for a fault of ours."""
+    if isinstance(error, FleetError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"no room left to write to: {error}")
+    if type(error) is sqlite3.DatabaseError:  # its children are other troubles than a file that is none
+        return TamperedError(f"a database of this folder was altered or is damaged: {error}")
+    return None
 
 
 def _in_one_line(error: click.ClickException) -> str:

@@ -1,7 +1,7 @@
 """What happened, one line of JSON an event, for people who ask later."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,3 +47,17 @@ class EventLog:
                 self._lost += 1
 
         return record
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of one file, oldest first, without what a power cut left half written."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            fields = json.loads(line)
+            datetime.fromisoformat(fields["at"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        if {"who", "event"} <= fields.keys():
+            yield fields

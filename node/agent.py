@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 POLL_INTERVAL = timedelta(hours=1)
 RETRY_INTERVAL = timedelta(minutes=1)
 ROUND = "round"
+CANNOT_LEARN = "cannot-learn"
 
 
 class Workshop(Protocol):
@@ -163,7 +164,7 @@ class Agent(Learning):
             except BudgetError as error:
                 self._note("spent", str(error))
             except (TaskError, MissingExtraError) as error:
-                self._note("cannot-learn", str(error))
+                self._note(CANNOT_LEARN, str(error))
             except (FleetError, OSError, sqlite3.Error) as error:
                 self._record("kept", part=part.__name__.strip("_"), reason=str(error))
 

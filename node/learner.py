@@ -1,15 +1,17 @@
 """A session: a few private releases in a row, from a base to one delta."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from fleet.errors import BudgetError, MissingExtraError
+from fleet.errors import BudgetError, FleetError, MissingExtraError, TaskError
+from fleet.finding import said
 from fleet.privacy.release import Noise, private_sum
-from fleet.task import Task, Windows, divided, draws
+from fleet.task import Task, Windows, divided, draws, layout_of
 from fleet.weights import Flat
 from node.buffer import Buffer
 from node.head import head_of, softmax, watched
@@ -28,9 +30,9 @@ class Learner:
     """
 
     def __init__(self, task: Task, ledger: Ledger, buffer: Buffer, noise: Noise, *, clipping_norm: float) -> None:
+        self._task = task
         self._gradients = PerExampleGradients(task)
         self._kept: tuple[tuple[int, int], Gradients] | None = None
-        self._training = task.training
         self._ledger = ledger
         self._buffer = buffer
         self._noise = noise
@@ -43,7 +45,11 @@ class Learner:
 
         Raises:
             BudgetError: No partition can pay for the session; nothing was released.
+            TaskError: The base is of another model, and nothing was charged; or the model fails on the examples.
         """
+        if len(base) != self._gradients.size:
+            found = f"{self._gradients.size} weights here, and the base has {len(base)}"
+            raise TaskError(f"{self._task.name}: the model has {found}: install the task's code that the fleet has")
         partitions = self._buffer.partitions()
         if not partitions:
             return None
@@ -51,7 +57,7 @@ class Learner:
         delta = session(
             self._gradients_of(partition),
             base,
-            step_length=self._training.step_length(noise_multiplier),
+            step_length=self._task.training.step_length(noise_multiplier),
             releases=releases,
             clipping_norm=self._clipping_norm,
             noise_multiplier=noise_multiplier,
@@ -84,6 +90,17 @@ class Learner:
         raise refusal
 
 
+@contextmanager
+def _authored(task: Task) -> Iterator[None]:
+    """Whatever the author's code raises is a ``TaskError``, and the node goes on answering."""
+    try:
+        yield
+    except FleetError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{task.name}: the model fails in training: {said(error)}") from error
+
+
 def session(
     gradients: Gradients,
     base: Flat,
@@ -114,13 +131,30 @@ class PerExampleGradients:
     """
 
     def __init__(self, task: Task) -> None:
-        self._model = task.model()
-        self._head = _only_head(self._model, task.signature.shape)
-        self._front, rest = divided(self._model)
-        self._wrapped = None if self._head else _wrap(rest)
+        self._task = task
+        with _authored(task):
+            self._model = task.model()
+            self._head = _only_head(self._model, task.signature.shape)
+            self._front, rest = divided(self._model)
+            self._wrapped = None if self._head else _wrap(rest)
+        self.size = layout_of(self._model).size
 
     def of(self, examples: Windows) -> Gradients:
-        """A function from weights to the gradients of these examples there, ``(examples, size)`` float64."""
+        """A function from weights to the gradients of these examples there, ``(examples, size)`` float64.
+
+        Raises:
+            TaskError: The model fails on them, here or in the function.
+        """
+        with _authored(self._task):
+            gradients = self._of(examples)
+
+        def guarded(weights: Flat) -> npt.NDArray[np.float64]:
+            with _authored(self._task):
+                return gradients(weights)
+
+        return guarded
+
+    def _of(self, examples: Windows) -> Gradients:
         import torch
 
         x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)

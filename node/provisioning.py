@@ -9,7 +9,7 @@ from fleet.task import Task
 from node.admission import Admit, admit
 from node.agent import Agent
 from node.identity import Identity
-from node.store import open_store
+from node.store import open_store, undamaged
 from node.workshop import InProcess
 
 
@@ -29,13 +29,15 @@ def provision(
 
     Raises:
         LinkError: The coordinator's shelf cannot be reached.
-        TrustError: What it offers must not be used.
+        TamperedError: What is stored was altered.
+        TrustError: What the coordinator offers must not be used.
     """
-    store = open_store(folder / "node.db")
-    if Identity.load(store) is None:
-        identity().save(store)
-    store.close()
-    agent = Agent(folder, task, workshop=workshop, clock=clock, admit=admit, record=record)
+    with undamaged(folder / "node.db"):
+        store = open_store(folder / "node.db")
+        if Identity.load(store) is None:
+            identity().save(store)
+        store.close()
+        agent = Agent(folder, task, workshop=workshop, clock=clock, admit=admit, record=record)
     if agent.serving.active is None:
         workshop.install(agent)
     return agent

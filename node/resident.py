@@ -16,7 +16,7 @@ from fleet.__main__ import NAME
 from fleet.errors import TrustError, UsageError
 from fleet.events import EventLog, Record
 from fleet.messages import UpdateInstruction
-from node.agent import Agent
+from node.agent import CANNOT_LEARN, Agent
 from node.desk import Desk
 from node.gauges import NodeGauges
 from node.http_connection import Limits
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # a node that only answers leaves all of this where it is: 20
 BUSY_S = 0.5  # between two looks at what labels say of a release on trial
 IDLE_S = 5.0
 LOCK = "node.lock"
-FOR_PEOPLE = frozenset({"shut-out", "cannot-learn"})
+FOR_PEOPLE = frozenset({"shut-out", CANNOT_LEARN})
 
 
 class Resident:

@@ -66,6 +66,21 @@ def open_store(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Within it, a store that proves to be damaged after it was opened is named.
+
+    Raises:
+        TamperedError: A page of it cannot be read.
+    """
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # its children are other troubles
+            raise
+        raise TamperedError(f"{path} cannot be read as a node's store: {error}") from error
+
+
+@contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All of it, durably, or none of it."""
     connection.execute("begin immediate")

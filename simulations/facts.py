@@ -10,6 +10,7 @@ from typing import Any
 from coordinator.registry import Registry
 from coordinator.rollout import Phase
 from coordinator.round import RoundState
+from fleet.events import read_events
 from fleet.settings import Settings
 from simulations.clock import START
 from simulations.measurement import Measurements
@@ -115,18 +116,12 @@ def _began(story: str | None, played: int) -> tuple[float, ...]:
 
 
 def _events(path: Path) -> tuple[Event, ...]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return tuple(event for line in lines if (event := _event(line)))
+    return tuple(_event(fields) for fields in read_events(path))
 
 
-def _event(line: str) -> Event | None:
-    """None for what a power cut left half written: the log is a witness, never the truth."""
-    try:
-        fields = json.loads(line)
-        hour = (datetime.fromisoformat(fields.pop("at")) - START).total_seconds() / 3600
-        return Event(hour, fields.pop("who"), fields.pop("event"), fields)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
+def _event(fields: dict[str, Any]) -> Event:
+    hour = (datetime.fromisoformat(fields.pop("at")) - START).total_seconds() / 3600
+    return Event(hour, fields.pop("who"), fields.pop("event"), fields)
 
 
 def _rounds(registry: Registry) -> tuple[PlayedRound, ...]:

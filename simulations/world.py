@@ -18,12 +18,12 @@ from coordinator.founding import found
 from coordinator.server_app import server_app
 from fleet import durable, flwr_compat
 from fleet.enrolment import check_name
-from fleet.errors import StoreError, TamperedError
+from fleet.errors import StoreError, TamperedError, TaskError
 from fleet.events import EventLog, Record
 from fleet.settings import Settings
 from fleet.signing import canonical
 from fleet.task import Recording, Task
-from node.agent import Agent
+from node.agent import CANNOT_LEARN, Agent
 from node.client_app import client_app
 from node.identity import Identity
 from node.promotion import FINAL, UNHEARD, Stage, StageLog
@@ -125,7 +125,11 @@ class World:
         self._provision(name)
 
     def play(self, watch: Callable[["World"], None]) -> None:
-        """Let hours pass until nothing is left to happen; ``watch`` is called after each."""
+        """Let hours pass until nothing is left to happen; ``watch`` is called after each.
+
+        Raises:
+            TaskError: A device cannot learn; mended, the run goes on.
+        """
         while not self.is_over():
             self._play_hour()
             self.save()
@@ -232,6 +236,8 @@ class World:
 
         def watch(event: str, **fields: Any) -> None:
             record(event, **fields)
+            if event == CANNOT_LEARN:  # here it is the author's own machine: they mend it, and go on with --resume
+                raise TaskError(f"{name} cannot learn: {fields['reason']}")
             if event == Stage.PROBATION and fields["release"] > 0 and self.progress.first_promotion_s is None:
                 self.progress.first_promotion_s = self.wall_s
                 self.save()  # it is told once: a kill before the end of the hour would lose it

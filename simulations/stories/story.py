@@ -1,6 +1,5 @@
 """A story: a world outside that does something to a fleet, and what it tells of how the fleet took it."""
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from fleet.errors import UsageError
+from fleet.events import read_events
 from fleet.settings import Settings
 from fleet.task import Recording, Task, Windows, set_weights
 from fleet.weights import Flat
@@ -94,8 +94,7 @@ def failed(world: "World") -> int:
 
 def events(world: "World", name: str) -> list[dict[str, Any]]:
     """What was recorded of the world under one name, oldest first."""
-    lines = (world.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == name]
+    return [event for event in read_events(world.folder / "events.jsonl") if event["event"] == name]
 
 
 def accuracy(task: Task, weights: Flat, windows: Windows) -> float:

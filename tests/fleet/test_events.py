@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet import durable
-from fleet.events import EventLog
+from fleet.events import EventLog, read_events
 from tests.conftest import fill
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
@@ -49,3 +49,29 @@ def test_a_disk_that_is_filled_by_half_a_line_keeps_whole_lines(small_disk: Path
     record("stopped")
     assert lines(path) == [*kept, {"at": NOW.isoformat(), "who": "n1", "event": "stopped", "lost": 10 - len(kept)}]
     assert 1 <= len(kept) < 10
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        pytest.param(b'{"at": "2026-12-0', id="half a line"),
+        pytest.param(b"\xff\xfe\x00", id="no text"),
+        pytest.param(b"[1, 2]", id="no object"),
+        pytest.param(b'{"who": "n1", "event": "started"}', id="no time"),
+        pytest.param(b'{"at": "later", "who": "n1", "event": "started"}', id="a time that is none"),
+        pytest.param(b'{"at": "2026-12-01T12:00:00+00:00", "who": "n1"}', id="no name"),
+        pytest.param(b"", id="nothing"),
+    ],
+)
+def test_a_line_that_is_no_event_hides_no_other(tmp_path: Path, spoiled: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    record = EventLog(path, lambda: NOW).record("n1")
+    record("started")
+    with path.open("ab") as file:
+        file.write(spoiled + b"\n")
+    record("stopped")
+    assert [event["event"] for event in read_events(path)] == ["started", "stopped"]
+
+
+def test_a_log_that_was_never_begun_has_no_events(tmp_path: Path) -> None:
+    assert list(read_events(tmp_path / "events.jsonl")) == []

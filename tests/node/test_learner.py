@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fleet.errors import BudgetError
+from fleet.errors import BudgetError, TaskError
 from fleet.privacy.gaussian import Budget, charge_of
 from fleet.privacy.release import clip
 from fleet.task import PrivacyUnit, Signature, Task, Training, Windows, layout_of, set_weights, weights_of
@@ -370,3 +370,46 @@ def test_a_session_takes_steps_of_that_length(tmp_path: Path, noise_multiplier: 
     total = clip(autograd(node.task.model(), node.base, points(9)), CLIPPING_NORM).sum(axis=0)
     step = 0.7 / 10 * min(1.0, 13.0 / noise_multiplier)
     np.testing.assert_allclose(session[0], -step * total, atol=1e-6)
+
+
+def test_a_base_of_another_model_is_refused_before_anything_is_charged(tmp_path: Path) -> None:
+    node = Node(tmp_path / "node.db", Known())
+    node.buffer.keep(points(5))
+    node.base = np.zeros(len(node.base) + 1, np.float32)
+    with pytest.raises(TaskError, match="31 weights here, and the base has 32: install the task's code"):
+        node.learn()
+    assert node.ledger.epsilon() == 0
+
+
+class Moody(nn.Module):
+    """Raises where its input says so, and as late as asked."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__()
+        self.patience = patience
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 3:
+            self.patience -= 1
+        if self.patience < 0:
+            raise RuntimeError("no more\nof this")
+        return x
+
+
+@pytest.mark.parametrize("patience", [0, 1, 2])
+def test_a_model_that_fails_in_training_is_an_error_of_the_task(tmp_path: Path, patience: int) -> None:
+    node = Node(tmp_path / "node.db", Known())
+    node.buffer.keep(points(5))
+    moody = task(lambda: nn.Sequential(nn.Linear(3, 4), Moody(patience), nn.Linear(4, 3)))
+    node.learner = Learner(moody, node.ledger, node.buffer, Known(), clipping_norm=CLIPPING_NORM)
+    with pytest.raises(TaskError, match=r"^toy: the model fails in training: RuntimeError: no more$"):
+        node.learn(releases=4)
+
+
+def test_a_model_that_cannot_be_made_is_an_error_of_the_task() -> None:
+    def build() -> nn.Module:
+        raise KeyError("weights")
+
+    broken = Task("toy", build, SIGNATURE, PrivacyUnit("point"), Training(learning_rate=0.7, examples=10), dict)
+    with pytest.raises(TaskError, match="KeyError: 'weights'"):
+        PerExampleGradients(broken)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import TamperedError, UsageError
-from node.store import open_store
+from node.store import open_store, undamaged
 
 
 def test_a_store_of_another_schema_is_left_as_it_is(tmp_path: Path) -> None:
@@ -28,3 +28,23 @@ def test_a_file_that_is_no_store_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(TamperedError, match="cannot be read"):
         open_store(path)
     assert path.read_bytes() == b"x" * 9000
+
+
+def test_a_store_that_proves_to_be_damaged_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "node.db"
+    with closing(open_store(path)) as store:
+        store.execute("insert into identity values ('name', ?)", (b"x" * 9000,))
+        store.execute("pragma wal_checkpoint(truncate)")
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    with (
+        pytest.raises(TamperedError, match=f"{path} cannot be read as a node's store"),
+        undamaged(path),
+        closing(open_store(path)) as store,
+    ):
+        store.execute("select * from identity").fetchall()
+
+
+def test_other_troubles_of_a_store_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError), undamaged(tmp_path), closing(sqlite3.connect(":memory:")) as store:
+        store.execute("select * from nothing")

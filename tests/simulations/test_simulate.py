@@ -496,6 +496,38 @@ def test_a_task_that_leaves_nothing_to_average_or_to_judge_by_is_refused(
         scenario(Wish(config=str(tmp_path / "fleet.toml")))
 
 
+@pytest.mark.slow
+def test_a_model_that_fails_in_training_stops_the_run_and_mended_lets_it_go_on(tmp_path: Path) -> None:
+    write(tmp_path)
+    task = tmp_path / "task.py"
+    whole = task.read_text()
+    task.write_text(whole.replace("nn.Linear(24, 10))", "nn.Linear(24, 10), _Moody())") + MOODY)
+    begun = edgefleet("simulate", "--nodes", "2", "--rounds", "3", "--out", "run", cwd=tmp_path)
+    assert begun.returncode == 3
+    assert begun.stderr.splitlines()[-1].endswith(
+        "cannot learn: digits: the model fails in training: RuntimeError: too many at once"
+    )
+    assert "Traceback" not in begun.stderr
+    task.write_text(whole.replace("64, 24", "64, 20").replace("24, 10", "20, 10"))
+    other = edgefleet("simulate", "--resume", "run", cwd=tmp_path)
+    assert (other.returncode, "Traceback" in other.stderr) == (3, False)
+    assert "other parameters than the one that run/coordinator began with" in other.stderr.splitlines()[-1]
+    task.write_text(whole)
+    mended = edgefleet("simulate", "--resume", "run", "--format", "json", cwd=tmp_path)
+    assert mended.returncode == 0, mended.stderr
+    assert json.loads(mended.stdout)["rounds"] == 2, "what the first cost stays spent"
+
+
+MOODY = """
+
+class _Moody(nn.Module):
+    def forward(self, x):
+        if self.training and len(x) > 64:  # as many as are fitted to the donor at once
+            raise RuntimeError("too many at once")
+        return x
+"""
+
+
 LESS = """
 import dataclasses
 
