@@ -1,7 +1,7 @@
 """Releases on their way down: offered, asked about, judged wave by wave, paused and withdrawn."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from datetime import datetime
 
@@ -17,7 +17,7 @@ from coordinator.rounds import BaseRow
 from fleet.errors import RefusedError, TaskError, UsageError
 from fleet.events import Record
 from fleet.evidence import Pooled
-from fleet.messages import ReportInstruction
+from fleet.messages import ReportInstruction, Watch
 from fleet.release import Release, Rollout, wave_threshold
 from fleet.settings import Settings
 from fleet.signing import Sealed
@@ -133,13 +133,17 @@ class Delivery:
             if not asked and self._roster.active():  # everybody whom the wave exposed is out of the fleet
                 self._go(self._drawn(replace(state, since=self._clock())))
                 continue
-            counts = self._releases.counts(state.release, state.watch)
-            given = [counts[name] for name in asked if name in counts]
-            evidence = Pooled.of(given, quota=release.quota(state.watch), noise_std=self._noise_std)
+            evidence = self.evidence(release, state.watch, asked)
             judged = judge(state, evidence, asked=len(asked), settings=self._settings, now=self._clock())
             if judged == state:
                 return
             self._move(self._drawn(judged), evidence, judged=state.stage)
+
+    def evidence(self, release: Release, watch: Watch, nodes: Container[str]) -> Pooled:
+        """What the reports of some nodes amount to."""
+        counts = self._releases.counts(release.number, watch)
+        given = [count for name, count in counts.items() if name in nodes]
+        return Pooled.of(given, quota=release.quota(watch), noise_std=self._noise_std)
 
     def _drawn(self, state: RolloutState) -> RolloutState:
         """With the threshold of the wave that opens, if one does."""

@@ -15,6 +15,7 @@ from coordinator.rollout import Phase, RolloutState
 from coordinator.round import RoundState
 from fleet.evidence import Pooled
 from fleet.messages import Watch
+from fleet.release import Release
 from fleet.settings import Settings
 from simulations.clock import START
 from simulations.result import Result
@@ -71,9 +72,8 @@ class View:
                     self._tell(f"{round_} {state}: {replies}", world)
         for release, rollout in world.coordinator.registry.releases.all():
             if release.number > 0:
-                counts = world.coordinator.registry.releases.counts(release.number, Watch.SHADOW).values()
-                shadow = Pooled.of(list(counts), quota=release.shadow_windows, noise_std=0.0)  # for its gain alone
-                self._tell(f"release {release.number} {phase(rollout, shadow)}", world)
+                shadow = world.coordinator.delivery.evidence(release, Watch.SHADOW, world.devices)
+                self._tell(f"release {release.number} {standing(release, rollout, shadow)}", world)
 
     def _tell(self, line: str, world: World) -> None:
         if line not in self._told:
@@ -81,14 +81,15 @@ class View:
             self.say(f"{world.wall_s:6.1f} s  {line}")
 
 
-def phase(state: RolloutState, shadow: Pooled) -> str:
-    """Where a rollout stands, in words; a release that was kept back with what its shadow reports made of it."""
+def standing(release: Release, state: RolloutState, shadow: Pooled) -> str:
+    """Where a release stands, in words; one that was kept back with what its shadow reports made of it."""
+    taken_back = f"takes back release {release.withdraws}, " if release.withdraws else ""
     if state.phase is Phase.WAVE:
-        return f"{_PHASES[state.phase]} {state.wave}"
+        return f"{taken_back}{_PHASES[state.phase]} {state.wave}"
     if state.phase is Phase.KEPT_OLD:
-        reported = f"{100 * shadow.gain:+.1f} points" if shadow.reports else "no report"
-        return f"{_PHASES[state.phase]}, {reported} in shadow"
-    return _PHASES[state.phase]
+        reported = f"{100 * shadow.gain:+.1f} points in shadow, standard error {100 * shadow.error:.1f}"
+        return f"{taken_back}{_PHASES[state.phase]}, {reported if shadow.reports else 'no report in shadow'}"
+    return f"{taken_back}{_PHASES[state.phase]}"
 
 
 def _rounds(world: World) -> list[tuple[str, str, str]]:

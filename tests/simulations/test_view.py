@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from coordinator.rollout import Phase, RolloutState
 from coordinator.round import RoundState
+from fleet.evidence import Pooled
+from fleet.release import Release
 from fleet.settings import Settings
 from simulations.clock import START
-from simulations.view import View
+from simulations.view import View, standing
 
 
 def world(rounds: int) -> Any:
@@ -33,3 +36,28 @@ def test_where_there_is_no_terminal_each_round_is_a_line_once(capsys: pytest.Cap
             view.show(world(rounds))
     told = ["   1.2 s  round 1 closed: 4 updates, 1 refused", "   2.5 s  round 2 closed: 4 updates, 1 refused"]
     assert capsys.readouterr().err.splitlines() == ([] if quiet else told)
+
+
+@pytest.mark.parametrize(
+    ("phase", "withdraws", "counts", "said"),
+    [
+        pytest.param(Phase.SHADOW, 0, [], "in shadow", id="in shadow"),
+        pytest.param(Phase.WAVE, 0, [(2, 0)], "rolling out, wave 1", id="in a wave"),
+        pytest.param(Phase.DONE, 0, [(2, 0)], "served by all", id="done"),
+        pytest.param(Phase.DONE, 1, [], "takes back release 1, served by all", id="a withdrawal"),
+        pytest.param(Phase.KEPT_OLD, 0, [], "kept back, no report in shadow", id="nobody reported"),
+        pytest.param(
+            Phase.KEPT_OLD,
+            0,
+            [(3, 1), (1, 2)],
+            "kept back, +12.5 points in shadow, standard error 99.6",
+            id="as much noise as there is",
+        ),
+    ],
+)
+def test_where_a_release_stands_is_told_with_the_noise_in_it(
+    phase: Phase, withdraws: int, counts: list[tuple[int, int]], said: str
+) -> None:
+    release = Release("t", 2, 1, "", "", "", "", "", shadow_windows=4, probation_windows=2, withdraws=withdraws)
+    shadow = Pooled.of(counts, quota=4, noise_std=3.75)
+    assert standing(release, RolloutState(2, "", phase, 1, START), shadow) == said
