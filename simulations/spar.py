@@ -1,6 +1,7 @@
 """SPAR: ten people, each with a watch on either wrist, doing seven shoulder exercises."""
 
 import importlib.util
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -10,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.errors import MissingExtraError, TaskError
-from fleet.finding import said
+from fleet.signing import sha256
 from fleet.task import Recording, Windows
 
 CLASSES = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
 SAMPLES = 100  # two seconds at 50 Hz
 CHANNELS = 6  # accelerometer x, y, z in g, then gyroscope x, y, z in rad/s
 TRAINING_SHARE = 0.7
+DIGEST = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"  # in seglearn 1.0.0 to 1.2.5
 
 _SIDES = ("left", "right")
 # A right arm is the mirror image of a left one. The watch's x points to the hand on the left and to the elbow on the
@@ -64,22 +66,20 @@ def _file() -> Path:
 
 
 def _read(file: Path) -> list[_Exercise]:
+    """An object array, which its publisher pickled: these bytes are unpickled, and no others."""
     try:
-        # An object array: unpickling is how its publisher loads it, and the package it comes in is code we trusted.
-        data = np.load(file, allow_pickle=True).item()
-        rows = zip(data["X"], data["y"], data["subject"], data["side"], strict=True)
-        exercises = [_exercise(*row) for row in rows]
-    except Exception as error:  # a broken file may raise anything
-        raise TaskError(f"{file} is not the SPAR data set ({said(error)}); reinstall seglearn") from error
-    if not exercises:
-        raise TaskError(f"{file} has no recordings; reinstall seglearn")
-    return exercises
+        stored = file.read_bytes()
+    except OSError as error:
+        raise TaskError(f"{file} cannot be read ({error.strerror}); reinstall seglearn") from error
+    if sha256(stored) != DIGEST:
+        raise TaskError(f"{file} is not the SPAR data set that we know: its SHA-256 differs; reinstall seglearn")
+    data = np.load(io.BytesIO(stored), allow_pickle=True).item()
+    rows = zip(data["X"], data["y"], data["subject"], data["side"], strict=True)
+    return [_exercise(*row) for row in rows]
 
 
 def _exercise(samples: npt.ArrayLike, label: int, subject: int, side: int) -> _Exercise:
     values = np.asarray(samples, dtype=np.float32)
-    if values.ndim != 2 or values.shape[1] != CHANNELS or not np.isfinite(values).all():
-        raise ValueError(f"an exercise has shape {values.shape} or is not finite")
     worn = _SIDES[int(side)]
     return _Exercise(f"person{int(subject):02d}-{worn}", int(label), values if worn == "left" else values * _MIRROR)
 

@@ -3,6 +3,7 @@
 import importlib.util
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,11 +82,34 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
         spar._file()
 
 
-def test_a_corrupt_file_is_named(tmp_path: Path) -> None:
-    broken = tmp_path / "watch_dataset.npy"
-    for content in (b"not numpy", np.lib.format.magic(1, 0) + b"x" * 100_000):
-        broken.write_bytes(content)
-        with pytest.raises(TaskError, match=r"watch_dataset\.npy is not the SPAR data set") as caught:
-            spar._read(broken)
-        assert len(str(caught.value)) < 600
-        assert "\n" not in str(caught.value)
+class Hostile:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._trace,)
+
+
+def test_no_bytes_but_those_of_the_data_set_are_unpickled(tmp_path: Path) -> None:
+    file, trace = tmp_path / "watch_dataset.npy", tmp_path / "hijacked"
+    np.save(file, np.array([Hostile(trace)], dtype=object), allow_pickle=True)
+    with pytest.raises(TaskError, match="its SHA-256 differs; reinstall seglearn"):
+        spar._read(file)
+    assert not trace.exists()
+    np.load(file, allow_pickle=True)
+    assert trace.exists(), "it would have been hijacked"
+
+
+def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
+    stored = bytearray(spar._file().read_bytes())
+    stored[len(stored) // 2] ^= 1
+    (tmp_path / "watch_dataset.npy").write_bytes(stored)
+    with pytest.raises(TaskError, match=r"watch_dataset\.npy is not the SPAR data set"):
+        spar._read(tmp_path / "watch_dataset.npy")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=f"{tmp_path} cannot be read"):
+        spar._read(tmp_path)
