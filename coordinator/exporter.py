@@ -1,10 +1,13 @@
 """A task's model as ONNX: exported once, with its input clipped, and stripped of what says who made it and where."""
 
+import io
 import logging
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from fleet.errors import TaskError
+from fleet.finding import said
 from fleet.task import Task, layout_of, set_weights
 from fleet.weights import Flat, Layout
 
@@ -38,7 +42,7 @@ def export(task: Task, weights: Flat) -> tuple[onnx.ModelProto, Layout]:
     try:
         model = _run_exporter(module, task)
     except Exception as error:  # it runs the author's code, which may raise anything
-        raise TaskError(f"{task.name}: torch.onnx cannot export the model: {_first_line(error)}") from error
+        raise TaskError(f"{task.name}: torch.onnx cannot export the model: {_why(error)}") from error
     _check_parameters(model.graph, layout, stand_in)
     write_parameters(model.graph, layout, weights)
     clip_input(model.graph, task.signature.low, task.signature.high)
@@ -73,29 +77,29 @@ def _run_exporter(module: "torch.nn.Module", task: Task) -> onnx.ModelProto:
     return model
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+def _why(error: Exception) -> str:
+    """What the exporter failed at, in a line; where in the task's code, if a reading decides which way it goes."""
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    if type(cause).__name__ != "GuardOnDataDependentSymNode":
+        return said(cause)
+    place = re.search(r'File "([^"]+)", line (\d+)', str(cause))
+    where = f" at {Path(place[1]).name}, line {place[2]}" if place else ""
+    return f"its way depends on the values of a reading{where}: use torch.where in place of if"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it, the exporter and the quantizer do not warn about what their users cannot change."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    silence = (
-        logging.NullHandler()
-    )  # ONNX Runtime calls logging.info(), which sets up a root logger that has no handler
+    """Within it, nothing is logged or warned of, and torch does not print graphs: what fails there is raised."""
+    before = logging.root.manager.disable
+    silence = logging.NullHandler()  # ONNX Runtime calls logging.info(), which sets up a root logger without a handler
     logging.getLogger().addHandler(silence)
+    logging.disable(logging.CRITICAL)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
         logging.getLogger().removeHandler(silence)
 
 

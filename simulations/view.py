@@ -1,6 +1,7 @@
 """What a person sees: rounds as they happen, and a table at the end."""
 
 import math
+import sys
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,7 @@ class View:
     """A live view on a terminal; a line for each thing that happens elsewhere; nothing if ``quiet``."""
 
     def __init__(self, settings: Settings, *, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(file=sys.stderr, quiet=quiet)  # this one: the exporter runs with another
         self._bar = Progress(
             TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), expand=False
         )

@@ -1,5 +1,6 @@
 """A patched template is byte for byte what a fresh export and quantization gives; what cannot be so is refused."""
 
+import logging
 from collections.abc import Callable
 from functools import cache
 
@@ -307,7 +308,11 @@ class FrozenBias(nn.Module):
             lambda: nn.Sequential(nn.Linear(40, 4), nn.Flatten()), "flatten before it", id="transposed weight"
         ),
         pytest.param(Scaled, "nothing to quantize", id="no layer"),
-        pytest.param(Branching, "cannot export", id="branch on data"),
+        pytest.param(
+            Branching,
+            r"cannot export the model: its way depends on the values of a reading at test_requantizer.py, line \d+",
+            id="branch on data",
+        ),
         pytest.param(FrozenBias, "bias frozen", id="frozen bias"),
         pytest.param(Random, "constant of the model random", id="other constants each time"),
     ],
@@ -315,6 +320,17 @@ class FrozenBias(nn.Module):
 def test_a_model_that_cannot_be_patched_exactly_is_refused(model: Callable[[], nn.Module], reason: str) -> None:
     with pytest.raises(TaskError, match=reason):
         register(task(model), start(model))
+
+
+def test_an_exporter_that_fails_prints_and_logs_nothing(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(TaskError):
+        register(task(Branching), start(Branching))
+    shown = capfd.readouterr()
+    logging.getLogger("edgefleet").error("heard again")
+    assert (shown.out, shown.err) == ("", "")
+    assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == ["heard again"]
 
 
 @models
