@@ -110,8 +110,9 @@ def _check_parameters(graph: onnx.GraphProto, layout: Layout, weights: Flat) -> 
         found = initializers.get(name)
         if found is None or found.dtype != np.float32 or not np.array_equal(found, value):
             raise TaskError(
-                f"parameter {name} is not in the exported graph as it is: it is unused, or computed with first "
-                "(weight_norm; a Linear on more than two dimensions: flatten before it, or use Conv1d)"
+                f"parameter {name} is not in the exported graph as it is: it is unused, shared by two layers, or "
+                "computed with first (PReLU, GroupNorm with weights, recurrent layers, weight_norm; a Linear on more "
+                "than two dimensions: flatten before it, or use Conv1d)"
             )
 
 

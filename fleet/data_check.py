@@ -97,10 +97,21 @@ def _kind(value: object) -> str:
 
 def _short_streams(settings: Settings, recordings: dict[str, Recording]) -> Iterator[Finding]:
     """Windows are used once: a stream that is over before the shadow's quota never says anything of a release."""
-    quota, longest = settings.release.shadow_windows, max((len(seen.live) for seen in recordings.values()), default=0)
-    if quota > longest:
-        found = f"{quota}, but no device has more than {longest} live windows"
+    rollout, lengths = settings.release, sorted(len(seen.live) for seen in recordings.values())
+    if not lengths:
+        return
+    if rollout.shadow_windows > lengths[-1]:
+        found = f"{rollout.shadow_windows}, but no device has more than {lengths[-1]} live windows"
         yield Finding("warning", "release.shadow_windows", f"{found}: a simulation of them promotes nothing")
+        return
+    if rollout.every_rounds > settings.round.rounds:  # releases are offered by hand
+        return
+    taken = rollout.every_rounds + rollout.shadow_windows + len(rollout.waves) * rollout.probation_windows
+    lasting = sum(length >= taken for length in lengths)
+    if lasting < rollout.wave_quorum * len(lengths):
+        found = f"with the rounds before it, a release takes {taken} windows of a device until the last wave has judged"
+        few = f"{lasting} of the task's {len(lengths)} devices have so many"
+        yield Finding("warning", "release.waves", f"{found} it, and {few}: a simulation of them may end before")
 
 
 def _blind_wave(task: Task, settings: Settings, nodes: int) -> Iterator[Finding]:

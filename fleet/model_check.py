@@ -89,8 +89,8 @@ def _refused_layers(model: "torch.nn.Module") -> Iterator[Finding]:
 
 
 def _hint(kind: str) -> str:
-    replaced = {"LSTM", "GRU", "RNN", "MultiheadAttention"}
-    return f"use opacus.layers.DP{kind}" if kind in replaced else "use another layer"
+    over_time = {"LSTM", "GRU", "RNN", "MultiheadAttention"}  # what Opacus has for them, the quantizer refuses
+    return "use Conv1d over the series" if kind in over_time else "use another layer"
 
 
 def _gradients(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:

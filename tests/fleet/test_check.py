@@ -20,6 +20,7 @@ from fleet.weights import Flat
 
 SETTINGS = Settings()
 SIGNAL = np.random.default_rng(0).uniform(-3, 3, size=(2, 400)).astype(np.float32)
+LATER = np.random.default_rng(1).uniform(-3, 3, size=(80, 2, 20)).astype(np.float32)
 SIGNATURE = Signature(input="x", shape=(2, 20), low=-3.0, high=3.0, classes=("rest", "move", "fall"))
 
 
@@ -94,7 +95,7 @@ def replaced(value: float) -> Windows:
 
 
 def device(train: Windows, live: Windows | None = None) -> Callable[[], dict[str, Recording]]:
-    live = windows(begin=200) if live is None else live
+    live = Windows(LATER, np.zeros(80, np.int64)) if live is None else live
     return lambda: {f"d{i}": Recording("p", of_device(i, train), of_device(i, live)) for i in range(8)}
 
 
@@ -153,7 +154,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
             id="instance norm that remembers",
         ),
         pytest.param(stack(Mixing(), linear()), "model", "mixes the examples", id="mixes by hand"),
-        pytest.param(Recurrent, "layer rnn", "use opacus.layers.DPLSTM", id="lstm"),
+        pytest.param(Recurrent, "layer rnn", "use Conv1d over the series", id="lstm"),
         pytest.param(stack(nn.Flatten(), Buffered()), "layer 1", "keeps buffers", id="buffers"),
         pytest.param(Forgetful, "parameter unused.weight", "is it used in forward?", id="unused layer"),
         pytest.param(frozen, "model", "no parameter to train", id="nothing to train"),
@@ -233,7 +234,8 @@ def test_an_overlap_is_found_whichever_axis_is_time() -> None:
 
 
 def test_a_window_stored_twice_is_an_overlap() -> None:
-    (finding,) = check(task(devices=device(windows(), live=windows())), SETTINGS, content)
+    twice = Windows.joined([windows(), Windows(LATER, np.zeros(80, np.int64))])
+    (finding,) = check(task(devices=device(windows(), live=twice)), SETTINGS, content)
     assert "lies in 2 windows" in finding.message
 
 
@@ -306,6 +308,26 @@ def test_a_shadow_that_outlasts_every_stream_is_warned_of() -> None:
     (finding,) = check(task(devices=short), SETTINGS, content)
     assert (finding.level, finding.subject) == ("warning", "release.shadow_windows")
     assert "8, but no device has more than 7 live windows" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("lasting", "rounds", "warned"),
+    [
+        pytest.param(8, 20, False, id="all streams last"),
+        pytest.param(6, 20, False, id="enough for every wave's quorum"),
+        pytest.param(5, 20, True, id="too few"),
+        pytest.param(5, 2, False, id="releases are offered by hand"),
+    ],
+)
+def test_streams_that_end_before_the_last_wave_are_warned_of(lasting: int, rounds: int, warned: bool) -> None:
+    taken = 4 + 8 + 3 * 20
+    later = [Windows(LATER[: taken - (i >= lasting)], np.zeros(taken - (i >= lasting), np.int64)) for i in range(8)]
+    fleet = {f"d{i}": Recording("p", of_device(i, windows()), of_device(i, live)) for i, live in enumerate(later)}
+    found = check(task(devices=lambda: fleet), SETTINGS.changed(round={"rounds": rounds}), content)
+    assert [f.subject for f in found] == (["release.waves"] if warned else [])
+    if warned:
+        assert "takes 72 windows of a device" in found[0].message
+        assert "5 of the task's 8 devices have so many" in found[0].message
 
 
 def test_a_package_that_is_missing_is_no_fault_of_the_task() -> None:
