@@ -48,16 +48,27 @@ class Catalog:
             raise SignatureError(f"base {number} is signed for other bytes")
         return base, self._template(base.template).dequantize(payload)
 
+    def manifest(self, number: int) -> Release:
+        """What a release is, without its bytes.
+
+        Raises:
+            TrustError: Not signed, or signed as another.
+        """
+        release = Release.from_bytes(self._signed(release_path(number, "manifest.json")))
+        if release.number != number:
+            raise SignatureError(f"release {number} is signed for other bytes")
+        return release
+
     def release(self, number: int) -> tuple[Release, bytes, bytes]:
         """A release, its artifact and its golden inputs.
 
         Raises:
             TrustError: Not signed, or signed for other bytes.
         """
-        release = Release.from_bytes(self._signed(release_path(number, "manifest.json")))
+        release = self.manifest(number)
         payload = self._signed(release_path(number, "weights.bin"))
         artifact = self._template(release.template).artifact(payload)
-        if release.number != number or sha256(artifact) != release.artifact:
+        if sha256(artifact) != release.artifact:
             raise SignatureError(f"release {number} is signed for other bytes")
         return release, artifact, self._signed(release_path(number, "golden.bin"))
 

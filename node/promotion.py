@@ -47,7 +47,7 @@ class Signs:
 
     Attributes:
         in_wave: The signed rollout names this release and this node.
-        withdrawn: The rollout was halted, or a newer release is offered.
+        withdrawn: The rollout of this release was halted.
         skips_shadow: It takes another release back, and its weights were served here before.
         alone: It answers and takes back the release before it: there is none to compare it with, or to go back to.
         harm: Evidence that it answers worse than the model beside it.

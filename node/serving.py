@@ -23,6 +23,7 @@ _PROVISIONED = {
     Stage.SHADOW: Stage.PROBATION,
     Stage.PROBATION: Stage.COMMITTED,
 }
+_IN_WAVE = frozenset({Stage.PROBATION, Stage.MUTED, Stage.ROLLED_BACK})
 
 
 class Serving:
@@ -64,26 +65,30 @@ class Serving:
     def consider(self, rollout: Rollout, catalog: "Catalog") -> None:
         """Stage the release that the rollout offers, unless it was tried before or another is on probation.
 
-        A node that was away while the release was rolled out that everybody else serves takes that one first, unless
-        the offered one takes it back.
+        A node that was away while the release was rolled out that everybody else serves takes that one first.
+
+        A trial whose wave is open goes on to its end, refused or not, unless the offer takes the release back. It also
+        ends when everybody serves a newer one: a node that learns no truth about its answers would never see the end,
+        and never take another release. Nothing that was labelled decides when.
         """
         self._repair(catalog)
         newest = self._stages.newest() or 0
         if rollout.release <= newest:
             return
-        offered = catalog.release(rollout.release)
-        stands = rollout.halted or offered[0].withdraws != rollout.serving
-        if (candidate := self._stages.candidate()) and not (stands and candidate[0] == rollout.serving):
-            outdated = stands and rollout.serving > candidate[0]
-            if outdated:
-                catalog.release(rollout.serving)  # in hand before the trial ends
-            self._supersede(*candidate, offered[0], outdated=outdated)
-        if self._stages.candidate() is not None:
-            return
-        if stands and rollout.serving > newest:
-            self._stage(*catalog.release(rollout.serving))
-        elif not rollout.halted:
-            self._stage(*offered)
+        withdraws = catalog.manifest(rollout.release).withdraws
+        if candidate := self._stages.candidate():
+            number, stage = candidate
+            withdrawn = 0 < withdraws == number
+            outdated = rollout.serving > number
+            if number == rollout.serving or (stage in _IN_WAVE and not (withdrawn or outdated)):
+                return
+        missed = rollout.serving > newest
+        taken = None if rollout.halted and not missed else rollout.serving if missed else rollout.release
+        release = None if taken is None else catalog.release(taken)  # in hand before a trial ends for it
+        if candidate:
+            self._end(number, stage, withdrawn=withdrawn)
+        if release:
+            self._stage(*release)
 
     def settle(self, rollout: Rollout | None) -> None:
         """Make every move that the evidence calls for now."""
@@ -100,19 +105,11 @@ class Serving:
         self._slots.store(release, artifact, golden)
         self._move(release.number, Stage.STAGED, "verified")
 
-    def _supersede(self, number: int, stage: Stage, offered: Release, *, outdated: bool) -> None:
-        """A trial whose wave is open goes on to its end, refused or not, unless the offer takes the release back.
-
-        It also ends when everybody serves a newer one: a node that learns no truth about its answers would never see
-        the end, and never take another release. What was not proved here by then is no release to go back to, and
-        nothing that was labelled decides when.
-        """
-        withdrawn = 0 < offered.withdraws == number
+    def _end(self, number: int, stage: Stage, *, withdrawn: bool) -> None:
+        """End a trial for another release. What was not proved here by then is no release to go back to."""
         if withdrawn and stage is Stage.PROBATION:
             self._move(number, Stage.ROLLED_BACK, "withdrawn")
-            stage = Stage.ROLLED_BACK
-        if withdrawn or outdated or stage not in (Stage.PROBATION, Stage.MUTED, Stage.ROLLED_BACK):
-            self._move(number, Stage.REJECTED, "withdrawn" if withdrawn else "superseded")
+        self._move(number, Stage.REJECTED, "withdrawn" if withdrawn else "superseded")
         self._follow()
 
     def _admission(self, number: int) -> tuple[Stage, str]:

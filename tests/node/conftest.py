@@ -51,6 +51,7 @@ class Toy:
     task: Task = TASK
     signature: Signature = TASK.signature
     shelf: dict[int, tuple[Release, bytes, bytes]] = field(default_factory=dict)
+    fetched: list[int] = field(default_factory=list)
 
     @cached_property
     def template(self) -> Template:
@@ -93,8 +94,15 @@ class Toy:
         release, artifact, inputs = self.made(number, **what)
         self.shelf[number] = replace(release, golden=golden or release.golden), artifact, inputs
 
+    def manifest(self, number: int) -> Release:
+        """What ``Catalog.manifest`` gives."""
+        if number not in self.shelf:
+            raise SignatureError(f"release {number} is not signed by the coordinator")
+        return self.shelf[number][0]
+
     def release(self, number: int) -> tuple[Release, bytes, bytes]:
         """What ``Catalog.release`` gives."""
+        self.fetched.append(number)
         if number not in self.shelf:
             raise SignatureError(f"release {number} is not signed by the coordinator")
         return self.shelf[number]

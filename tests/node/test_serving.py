@@ -308,6 +308,16 @@ def test_a_node_that_is_told_no_truth_still_takes_what_everybody_serves(node: No
     assert node.serving.rival.release == 1  # the last that was proved here
 
 
+def test_while_a_trial_goes_on_the_newer_release_is_not_downloaded(node: Node) -> None:
+    node.offer(2, EVERYBODY)
+    node.toy.fetched.clear()
+    third = node.offer(3)
+    assert node.toy.fetched == []
+    node.live(2, third)
+    node.pull(third)
+    assert node.toy.fetched == [3]
+
+
 def test_a_trial_does_not_end_before_the_newer_release_is_in_hand(node: Node) -> None:
     node.offer(2, EVERYBODY, quota=100)
     with pytest.raises(SignatureError):
