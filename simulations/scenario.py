@@ -1,6 +1,7 @@
 """What a simulation was asked for: from flags to a task, settings and devices, and back from a run's folder."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,13 @@ class Wish:
     story: str | None = None
 
     def save(self, folder: Path, settings: Settings) -> None:
-        """Write down what was asked and what it came to, so that ``--resume`` needs no flags and heeds no edits."""
-        fields = asdict(self) | {"epsilon": None if self.epsilon is None else str(self.epsilon)}
+        """Write down what was asked and what it came to, so that ``--resume`` needs no flags and heeds no edits.
+
+        ``fleet.toml`` is named as seen from the run's folder: moved with it, a run goes on.
+        """
+        epsilon = None if self.epsilon is None else str(self.epsilon)
+        config = None if self.config is None else os.path.relpath(_placed(Path(self.config)), folder.resolve())
+        fields = asdict(self) | {"epsilon": epsilon, "config": config}
         durable.write(folder / "run.json", canonical({"wish": fields, "settings": settings.to_json()}))
 
     @classmethod
@@ -47,11 +53,20 @@ class Wish:
         try:
             saved: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
             fields = saved["wish"]
-            epsilon = fields.pop("epsilon")
-            wish = cls(**fields, epsilon=None if epsilon is None else float(epsilon))
+            epsilon, config = fields.pop("epsilon"), fields.pop("config")
+            wish = cls(
+                **fields,
+                epsilon=None if epsilon is None else float(epsilon),
+                config=None if config is None else str(_placed(folder.resolve() / config)),
+            )
             return wish, Settings.from_json(saved["settings"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{folder} holds no run that can go on; leave out --resume to begin one") from error
+
+
+def _placed(file: Path) -> Path:
+    """``file`` in the real folder that it lies in; what it names is relative to there."""
+    return file.parent.resolve() / file.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +178,8 @@ def _check_judging(fleet: dict[str, Recording], held_out: dict[str, Recording], 
 
 def _chosen(recordings: dict[str, Recording], nodes: int | None) -> dict[str, Recording]:
     if len(recordings) < 2:
-        raise TaskError(f"the task leaves {len(recordings)} devices for the fleet: two or more average something")
+        left = f"{len(recordings)} device{'' if len(recordings) == 1 else 's'}"
+        raise TaskError(f"the task leaves {left} for the fleet: two or more average something")
     if nodes is None:
         return recordings
     if nodes > len(recordings):

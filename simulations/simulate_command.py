@@ -182,4 +182,5 @@ def _is_full(error: BaseException | None) -> bool:
 
 def _check_empty(folder: Path) -> None:
     if folder.exists() and any(path.name not in _NOT_BEGUN for path in folder.iterdir()):
-        raise UsageError(f"{folder} is not empty; choose another --out, or go on with --resume {folder}")
+        resume = f", or go on with --resume {folder}" if (folder / "run.json").exists() else ""
+        raise UsageError(f"{folder} is not empty; choose another --out{resume}")

@@ -331,7 +331,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path: Path, imported: str) -> 
         pytest.param(["--rounds", "0"], 2, "must be 1 or more", id="no rounds"),
         pytest.param(["--nodes", "17"], 2, "has 16 devices", id="more nodes than the data has"),
         pytest.param(["--nodes", "1"], 2, "averages nothing", id="one node"),
-        pytest.param(["--out", "full"], 2, "is not empty", id="a folder with something in it"),
+        pytest.param(["--out", "full"], 2, "is not empty; choose another --out\n", id="a folder with something in it"),
         pytest.param(["--out", "/proc/run"], 2, "cannot be written", id="a folder that cannot be written"),
         pytest.param(["--resume", "full"], 2, "holds no run", id="nothing to resume"),
         pytest.param(["--resume", "full", "--seed", "1"], 2, "leave out the other flags", id="resume and a flag"),
@@ -368,7 +368,10 @@ def test_a_folder_of_a_run_killed_before_its_first_file_was_whole_is_as_good_as_
     with _owned(run, fresh=True):
         Wish().save(run, Settings())
     assert Wish.saved(run)[0] == Wish()
-    with pytest.raises(UsageError, match="is not empty"), _owned(run, fresh=True):
+    with (
+        pytest.raises(UsageError, match=f"is not empty; choose another --out, or go on with --resume {run}"),
+        _owned(run, fresh=True),
+    ):
         pass
 
 
@@ -475,10 +478,21 @@ def test_a_usual_run_warns_of_nothing_and_a_task_of_ones_own_of_what_check_says(
     assert len(warnings) == 2
 
 
+@pytest.mark.parametrize("linked", [False, True], ids=["as it is", "through a link"])
+def test_a_run_that_is_moved_with_its_task_goes_on(tmp_path: Path, linked: bool) -> None:
+    (tmp_path / "old" / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "old" / "runs" / "one")
+    folder = tmp_path / "link" if linked else tmp_path / "old" / "runs" / "one"
+    Wish(config=str(tmp_path / "old" / "fleet.toml")).save(folder, Settings())
+    (tmp_path / "old").rename(tmp_path / "new")
+    wish, _ = Wish.saved(tmp_path / "new" / "runs" / "one")
+    assert wish == Wish(config=str(tmp_path / "new" / "fleet.toml"))
+
+
 @pytest.mark.parametrize(
     ("seen", "message"),
     [
-        pytest.param("dict(list(seen.items())[:2])", "leaves 1 devices for the fleet", id="a fleet of one"),
+        pytest.param("dict(list(seen.items())[:2])", "leaves 1 device for the fleet", id="a fleet of one"),
         pytest.param("dict(list(seen.items())[:1])", "belong to one person", id="one person"),
         pytest.param("{n: blind(r, r.train) for n, r in seen.items()}", "has live windows", id="no live windows"),
         pytest.param(
