@@ -1,6 +1,5 @@
 """What would not work about the data of a task: its donor's, and its devices'."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,20 +7,22 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.enrolment import check_name
-from fleet.errors import BudgetError, FleetError, InputError, MissingExtraError, UsageError
-from fleet.evidence import Pooled
+from fleet.errors import FleetError, InputError, MissingExtraError, UsageError
+from fleet.evidence_check import check_evidence
 from fleet.finding import Finding, failure, said
 from fleet.overlaps import most_windows, on_two_devices
-from fleet.release import wave_size
 from fleet.settings import Settings
 from fleet.task import Recording, Task, Windows
 
 
-def check_data(task: Task, settings: Settings) -> Iterator[Finding]:
-    """What is wrong with the data: what a window must be, labels, overlaps that the unit does not declare."""
+def check_data(task: Task, settings: Settings, nodes: int | None = None) -> Iterator[Finding]:
+    """What is wrong with the data: what a window must be, labels, overlaps that the unit does not declare.
+
+    ``nodes`` is how many of the devices take part, if not all.
+    """
     if task.donor:
         yield from _loaded("donor", task.donor, lambda public: _donor(task, public))
-    yield from _loaded("devices", task.devices, lambda recordings: _recordings(task, settings, recordings))
+    yield from _loaded("devices", task.devices, lambda recordings: _recordings(task, settings, nodes, recordings))
 
 
 def _loaded(
@@ -46,7 +47,9 @@ def _donor(task: Task, public: Any) -> Iterator[Finding]:
         yield failure("donor", problem)
 
 
-def _recordings(task: Task, settings: Settings, recordings: dict[str, Recording]) -> Iterator[Finding]:
+def _recordings(
+    task: Task, settings: Settings, nodes: int | None, recordings: dict[str, Recording]
+) -> Iterator[Finding]:
     wrong = list(_misshapen(recordings))
     yield from wrong
     if wrong:
@@ -60,7 +63,7 @@ def _recordings(task: Task, settings: Settings, recordings: dict[str, Recording]
         yield from _undeclared_overlap(task, recordings)
         yield from _one_window_on_two_devices(recordings)
         yield from _short_streams(settings, recordings)
-        yield from _blind_wave(task, settings, len(recordings)) if recordings else ()
+        yield from check_evidence(task, settings, nodes or len(recordings)) if recordings else ()
 
 
 def _misshapen(recordings: object) -> Iterator[Finding]:
@@ -112,21 +115,6 @@ def _short_streams(settings: Settings, recordings: dict[str, Recording]) -> Iter
         found = f"with the rounds before it, a release takes {taken} windows of a device until the last wave has judged"
         few = f"{lasting} of the task's {len(lengths)} devices have so many"
         yield Finding("warning", "release.waves", f"{found} it, and {few}: a simulation of them may end before")
-
-
-def _blind_wave(task: Task, settings: Settings, nodes: int) -> Iterator[Finding]:
-    """A first wave that cannot halt whatever happens to it is no wave: it takes a release to more nodes unseen."""
-    rollout = settings.release
-    exposed = wave_size(nodes, rollout.waves[0])
-    quota, reports = rollout.probation_windows, math.ceil(rollout.wave_quorum * exposed)
-    try:
-        noise_std = settings.privacy.budget(task.unit.group).report_noise
-    except BudgetError:  # said of the settings
-        return
-    all_lost = Pooled.of([(0, quota)] * reports, quota=quota, noise_std=noise_std)
-    if not all_lost.worse(margin=rollout.margin, alpha=rollout.alpha):
-        found = f"{exposed} of the task's {nodes} devices are the first wave, with {quota} windows each to judge it"
-        yield Finding("warning", "release.waves", f"{found}: too little to halt it, even if every answer turns wrong")
 
 
 def _recording(task: Task, name: str, recording: Recording) -> Iterator[Finding]:

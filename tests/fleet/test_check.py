@@ -219,9 +219,9 @@ def test_a_donor_shares_what_it_likes_and_may_be_empty() -> None:
 @pytest.mark.parametrize(("stride", "group"), [(20, 1), (15, 2), (10, 2), (7, 3), (5, 4), (4, 5)])
 def test_overlapping_windows_need_their_number_declared(stride: int, group: int) -> None:
     overlapping = device(windows(stride))
-    assert check(task(devices=overlapping, group=group), SETTINGS, content) == []
+    assert check(task(devices=overlapping, group=group), SETTINGS, content, nodes=100) == []
     if group > 1:
-        (finding,) = check(task(devices=overlapping, group=group - 1), SETTINGS, content)
+        (finding,) = check(task(devices=overlapping, group=group - 1), SETTINGS, content, nodes=100)
         assert finding.level == "error"
         assert f"group={group})" in finding.message
 
@@ -369,7 +369,12 @@ def test_a_broken_model_is_not_sent_to_the_quantizer() -> None:
     ("section", "values", "subjects"),
     [
         pytest.param("privacy", {"epsilon": float("inf")}, ["privacy.epsilon"], id="no privacy"),
-        pytest.param("privacy", {"epsilon": 1e-300}, ["release.waves", "privacy.epsilon"], id="nothing but noise"),
+        pytest.param(
+            "privacy",
+            {"epsilon": 1e-300},
+            ["release.waves", "release.shadow_windows", "privacy.epsilon"],
+            id="nothing but noise",
+        ),
         pytest.param("privacy", {"delta": 0.01}, ["privacy.delta"], id="delta as likely as an example"),
         pytest.param("privacy", {"planned_releases": 39}, ["privacy.planned_releases"], id="steps left over"),
         pytest.param("round", {"min_updates": 9}, ["devices"], id="too few devices"),
@@ -387,10 +392,26 @@ def test_settings_that_promise_little_or_waste_are_warned_of(
 @pytest.mark.parametrize(("epsilon", "warned"), [(8.0, False), (1.0, True)])
 def test_a_first_wave_that_could_not_halt_whatever_happens_is_warned_of(epsilon: float, warned: bool) -> None:
     settings = SETTINGS.changed(privacy={"epsilon": epsilon}, release={"probation_windows": 11})
-    found = [finding.message for finding in check_run(task(examples=20), settings)]
-    said = "1 of the task's 8 devices are the first wave, with 11 windows each to judge it: "
+    found = [finding.message for finding in check_run(task(examples=20), settings) if "waves" in finding.subject]
+    said = "1 of 8 devices are the first wave, with 11 windows each to judge it: "
     said += "too little to halt it, even if every answer turns wrong"
     assert found == [said] * warned
+
+
+@pytest.mark.parametrize(
+    ("nodes", "epsilon", "shown"),
+    [
+        pytest.param(16, float("inf"), None, id="no noise"),
+        pytest.param(16, 8.0, None, id="as usual"),
+        pytest.param(None, 3.0, "a gain of 15 points or more, and no smaller one: others will mostly be", id="noise"),
+        pytest.param(4, 8.0, "a gain of 13 points or more, and no smaller one: others will mostly be", id="a few"),
+        pytest.param(2, 0.5, "no gain at all: every release will mostly be", id="two who whisper"),
+    ],
+)
+def test_a_fleet_that_sees_large_gains_only_is_warned_of(nodes: int | None, epsilon: float, shown: str | None) -> None:
+    settings = SETTINGS.changed(privacy={"epsilon": epsilon})
+    found = [f.message for f in check_run(task(examples=20), settings, nodes) if f.subject == "release.shadow_windows"]
+    assert found == ([f"8 windows of each of {nodes or 8} devices show {shown} kept back"] if shown else [])
 
 
 def test_a_budget_that_buys_no_report_is_a_finding_of_the_settings_alone() -> None:

@@ -460,11 +460,12 @@ def test_a_budget_that_buys_only_noise_is_told_before_the_first_round(tmp_path: 
     command = [*COMMAND, "simulate", "--epsilon", "1e-9", "--out", "run"]
     child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
-    first = [child.stderr.readline() for _ in range(2)]
+    first = [child.stderr.readline() for _ in range(3)]
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=60)
-    assert first[0].startswith("warning: release.waves: ")
-    assert first[1].startswith("warning: privacy.epsilon: 1e-09 asks for noise")
+    assert first[0].startswith("warning: release.waves: 4 of 16 devices")
+    assert first[1].endswith("devices show no gain at all: every release will mostly be kept back\n")
+    assert first[2].startswith("warning: privacy.epsilon: 1e-09 asks for noise")
 
 
 def test_a_usual_run_warns_of_nothing_and_a_task_of_ones_own_of_what_check_says(tmp_path: Path) -> None:
