@@ -114,7 +114,7 @@ def _short_streams(settings: Settings, recordings: dict[str, Recording]) -> Iter
     if lasting < rollout.wave_quorum * len(lengths):
         found = f"with the rounds before it, a release takes {taken} windows of a device until the last wave has judged"
         few = f"{lasting} of the task's {len(lengths)} devices have so many"
-        yield Finding("warning", "release.waves", f"{found} it, and {few}: a simulation of them may end before")
+        yield Finding("warning", "live streams", f"{found} it, and {few}: a simulation of them may end before")
 
 
 def _recording(task: Task, name: str, recording: Recording) -> Iterator[Finding]:

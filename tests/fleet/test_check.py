@@ -324,7 +324,7 @@ def test_streams_that_end_before_the_last_wave_are_warned_of(lasting: int, round
     later = [Windows(LATER[: taken - (i >= lasting)], np.zeros(taken - (i >= lasting), np.int64)) for i in range(8)]
     fleet = {f"d{i}": Recording("p", of_device(i, windows()), of_device(i, live)) for i, live in enumerate(later)}
     found = check(task(devices=lambda: fleet), SETTINGS.changed(round={"rounds": rounds}), content)
-    assert [f.subject for f in found] == (["release.waves"] if warned else [])
+    assert [f.subject for f in found] == (["live streams"] if warned else [])
     if warned:
         assert "takes 72 windows of a device" in found[0].message
         assert "5 of the task's 8 devices have so many" in found[0].message

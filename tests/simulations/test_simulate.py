@@ -463,7 +463,7 @@ def test_a_budget_that_buys_only_noise_is_told_before_the_first_round(tmp_path: 
     first = [child.stderr.readline() for _ in range(3)]
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=60)
-    assert first[0].startswith("warning: release.waves: 4 of 16 devices")
+    assert first[0].startswith("warning: release.waves: 5 of 18 devices")
     assert first[1].endswith("devices show no gain at all: every release will mostly be kept back\n")
     assert first[2].startswith("warning: privacy.epsilon: 1e-09 asks for noise")
 
