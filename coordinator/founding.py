@@ -11,6 +11,7 @@ from coordinator.publisher import Publisher
 from fleet import durable
 from fleet.errors import TamperedError, TaskError
 from fleet.events import Record, ignore
+from fleet.finding import said
 from fleet.quantization import Template
 from fleet.settings import Settings
 from fleet.task import Task, layout_of
@@ -61,7 +62,11 @@ def _template(path: Path, task: Task, register: Callable[[], Template]) -> Templ
     if not path.exists():
         durable.write(path, register().to_bytes())
     template = Template.from_bytes(path.read_bytes())
-    if template.layout != layout_of(task.model()):
+    try:
+        layout = layout_of(task.model())
+    except Exception as error:  # the author's code may raise anything
+        raise TaskError(f"{task.name}: the model cannot be made: {said(error)}") from error
+    if template.layout != layout:
         raise TaskError(
             f"{task.name}: the model has other parameters than the one that {path.parent} began with: put that one "
             "back, or begin anew in another folder"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from fleet.data_check import check_data
+from fleet.data_check import Count, check_data
 from fleet.errors import TaskError
 from fleet.finding import Finding, failure
 from fleet.model_check import check_model
@@ -14,22 +14,22 @@ from fleet.weights import Flat
 Register = Callable[[Task, Flat], Sequence[str]]
 
 
-def check(task: Task, settings: Settings, register: Register, nodes: int | None = None) -> list[Finding]:
+def check(task: Task, settings: Settings, register: Register, taking_part: Count = len) -> list[Finding]:
     """Everything that is wrong with the task, its model, its data and the settings; empty if nothing is.
 
     ``register`` exports and quantizes the task as the coordinator will, and returns its warnings; it raises
-    ``TaskError`` for what it refuses, and is not asked when the model already failed. ``nodes`` is how many of the
-    devices take part, if not all.
+    ``TaskError`` for what it refuses, and is not asked when the model already failed. ``taking_part`` is how many of
+    the task's devices make up the fleet.
     """
     model = list(check_model(task))
     if not any(finding.level == "error" for finding in model):
         model += _registration(task, register)
-    return [*model, *check_run(task, settings, nodes)]
+    return [*model, *check_run(task, settings, taking_part)]
 
 
-def check_run(task: Task, settings: Settings, nodes: int | None = None) -> list[Finding]:
+def check_run(task: Task, settings: Settings, taking_part: Count = len) -> list[Finding]:
     """All of that but the model: what is left to check where the model is known to work."""
-    return [*check_data(task, settings, nodes), *check_settings(task, settings)]
+    return [*check_data(task, settings, taking_part), *check_settings(task, settings)]
 
 
 def _registration(task: Task, register: Register) -> Iterator[Finding]:

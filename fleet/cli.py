@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a fault of ours or no room on the disk, 2 wrong use, 3 a t
 8 no privacy budget is left, 9 stored state was altered, 130 interrupted.
 """
 
-import errno
 import logging
 import os
 import sqlite3
@@ -17,6 +16,7 @@ import click
 import typer
 
 from fleet.__main__ import NAME
+from fleet.durable import is_full
 from fleet.errors import FleetError, StoreError, TamperedError, UsageError
 
 COMMANDS = "edgefleet.commands"
@@ -85,10 +85,10 @@ def _known(error: Exception) -> FleetError | None:
     """What a person can do something about, in our words; None for a fault of ours."""
     if isinstance(error, FleetError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(f"no room left to write to: {error}")
+    if is_full(error):
+        return StoreError(f"no room is left to write to: {error}")
     if type(error) is sqlite3.DatabaseError:  # its children are other troubles than a file that is none
-        return TamperedError(f"a database of this folder was altered or is damaged: {error}")
+        return TamperedError(f"a database that this command opened was altered or is damaged: {error}")
     return None
 
 

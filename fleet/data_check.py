@@ -1,6 +1,7 @@
 """What would not work about the data of a task: its donor's, and its devices'."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,17 @@ from fleet.overlaps import most_windows, on_two_devices
 from fleet.settings import Settings
 from fleet.task import Recording, Task, Windows
 
+Count = Callable[[dict[str, Recording]], int]
 
-def check_data(task: Task, settings: Settings, nodes: int | None = None) -> Iterator[Finding]:
+
+def check_data(task: Task, settings: Settings, taking_part: Count = len) -> Iterator[Finding]:
     """What is wrong with the data: what a window must be, labels, overlaps that the unit does not declare.
 
-    ``nodes`` is how many of the devices take part, if not all.
+    ``taking_part`` is how many of the devices make up the fleet; it is asked about recordings that are right.
     """
     if task.donor:
         yield from _loaded("donor", task.donor, lambda public: _donor(task, public))
-    yield from _loaded("devices", task.devices, lambda recordings: _recordings(task, settings, nodes, recordings))
+    yield from _loaded("devices", task.devices, lambda recordings: _recordings(task, settings, taking_part, recordings))
 
 
 def _loaded(
@@ -48,7 +51,7 @@ def _donor(task: Task, public: Any) -> Iterator[Finding]:
 
 
 def _recordings(
-    task: Task, settings: Settings, nodes: int | None, recordings: dict[str, Recording]
+    task: Task, settings: Settings, taking_part: Count, recordings: dict[str, Recording]
 ) -> Iterator[Finding]:
     wrong = list(_misshapen(recordings))
     yield from wrong
@@ -62,8 +65,8 @@ def _recordings(
     if not wrong:
         yield from _undeclared_overlap(task, recordings)
         yield from _one_window_on_two_devices(recordings)
-        yield from _short_streams(settings, recordings)
-        yield from check_evidence(task, settings, nodes or len(recordings)) if recordings else ()
+        yield from _streams(settings, [len(seen.live) for seen in recordings.values()])
+        yield from check_evidence(task, settings, taking_part(recordings)) if recordings else ()
 
 
 def _misshapen(recordings: object) -> Iterator[Finding]:
@@ -98,13 +101,17 @@ def _kind(value: object) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _short_streams(settings: Settings, recordings: dict[str, Recording]) -> Iterator[Finding]:
-    """Windows are used once: a stream that is over before the shadow's quota never says anything of a release."""
-    rollout, lengths = settings.release, sorted(len(seen.live) for seen in recordings.values())
-    if not lengths:
-        return
-    if rollout.shadow_windows > lengths[-1]:
-        found = f"{rollout.shadow_windows}, but no device has more than {lengths[-1]} live windows"
+def _streams(settings: Settings, lengths: Sequence[int]) -> Iterator[Finding]:
+    """Windows are used once, and a simulation gives a device one an hour: patience, and they, must outlast a rollout.
+
+    ``lengths`` are the live windows of each device.
+    """
+    rollout, hours = settings.release, settings.release.patience / timedelta(hours=1)
+    if (quota := max(rollout.shadow_windows, rollout.probation_windows)) > hours:
+        found = f"{hours:g} hours, in which a simulated device sees as many windows, and a report takes {quota}"
+        yield Finding("warning", "release.patience", f"{found}: a simulation gives releases up before they are judged")
+    if rollout.shadow_windows > (longest := max(lengths, default=0)):
+        found = f"{rollout.shadow_windows}, but no device has more than {longest} live windows"
         yield Finding("warning", "release.shadow_windows", f"{found}: a simulation of them promotes nothing")
         return
     if rollout.every_rounds > settings.round.rounds:  # releases are offered by hand

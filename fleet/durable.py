@@ -7,9 +7,15 @@ so that after a power cut at any instant the old bytes or the new ones are there
 import errno
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fleet.errors import StoreError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_NO_ROOM_IN_SQLITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -80,3 +86,12 @@ def _flush_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: what the system and SQLite say of it comes wrapped by others."""
+    if isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+        return True
+    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in _NO_ROOM_IN_SQLITE:
+        return True
+    return error is not None and is_full(error.__cause__ or error.__context__)

@@ -56,8 +56,8 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             fields = json.loads(line)
-            datetime.fromisoformat(fields["at"])
+            zone = datetime.fromisoformat(fields["at"]).tzinfo
         except (ValueError, TypeError, KeyError):
             continue
-        if {"who", "event"} <= fields.keys():
+        if zone and {"who", "event"} <= fields.keys():
             yield fields

@@ -36,7 +36,7 @@ def _blind_wave(rollout: ReleaseSettings, nodes: int, noise_std: float) -> Itera
 def _small_gains(rollout: ReleaseSettings, nodes: int, noise_std: float) -> Iterator[Finding]:
     """A release that the shadow reports of the whole fleet do not show to be no worse is kept back."""
     quota = rollout.shadow_windows
-    seen = next((points for points in range(101) if _opens(points / 100, rollout, nodes, noise_std)), None)
+    seen = next((points for points in range(101) if _opens(points, rollout, nodes, noise_std)), None)
     if seen is None or seen > USUAL_GAIN:
         found = f"{quota} windows of each of {nodes} devices show"
         gain = "no gain at all" if seen is None else f"a gain of {seen} points or more, and no smaller one"
@@ -44,8 +44,8 @@ def _small_gains(rollout: ReleaseSettings, nodes: int, noise_std: float) -> Iter
         yield Finding("warning", "release.shadow_windows", f"{found} {gain}: {kept} will mostly be kept back")
 
 
-def _opens(gain: float, rollout: ReleaseSettings, nodes: int, noise_std: float) -> bool:
-    """Whether shadow reports of this gain, and of no loss, open the first wave."""
+def _opens(points: int, rollout: ReleaseSettings, nodes: int, noise_std: float) -> bool:
+    """Whether shadow reports of a gain of so many points, and of no loss, open the first wave."""
     windows = nodes * rollout.shadow_windows
-    reported = Pooled(windows, int(gain * windows), 0, nodes, noise_std)
+    reported = Pooled(windows, points * windows // 100, 0, nodes, noise_std)
     return reported.not_worse(margin=rollout.margin, alpha=rollout.alpha)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fleet.errors import BudgetError, FleetError, MissingExtraError, TaskError
+from fleet.errors import BudgetError, FleetError, MissingExtraError, StoreError, TaskError
 from fleet.finding import said
 from fleet.privacy.release import Noise, private_sum
 from fleet.task import Task, Windows, divided, draws, layout_of
@@ -33,6 +33,7 @@ class Learner:
         self._task = task
         self._gradients = PerExampleGradients(task)
         self._kept: tuple[tuple[int, int], Gradients] | None = None
+        self._tried = False
         self._ledger = ledger
         self._buffer = buffer
         self._noise = noise
@@ -45,11 +46,13 @@ class Learner:
 
         Raises:
             BudgetError: No partition can pay for the session; nothing was released.
-            TaskError: The base is of another model, and nothing was charged; or the model fails on the examples.
+            TaskError: The base has not as many weights as the model, or the model fails on silence, and nothing was
+                charged; or it fails on the examples, and the charge stays.
         """
         if len(base) != self._gradients.size:
             found = f"{self._gradients.size} weights here, and the base has {len(base)}"
             raise TaskError(f"{self._task.name}: the model has {found}: install the task's code that the fleet has")
+        self._try_once(base)
         partitions = self._buffer.partitions()
         if not partitions:
             return None
@@ -64,6 +67,13 @@ class Learner:
             noise=self._noise,
         )
         return delta, mu2
+
+    def _try_once(self, base: Flat) -> None:
+        """A model that fails whatever it sees is not to cost a charge at every round."""
+        if not self._tried:
+            silence = Windows(np.zeros((1, *self._task.signature.shape), np.float32), np.zeros(1, np.int64))
+            self._gradients.of(silence)(base)
+            self._tried = True
 
     def _gradients_of(self, partition: int) -> Gradients:
         """Those of this partition's examples and of no other's; kept for the next session until there is one more."""
@@ -92,11 +102,13 @@ class Learner:
 
 @contextmanager
 def _authored(task: Task) -> Iterator[None]:
-    """Whatever the author's code raises is a ``TaskError``, and the node goes on answering."""
+    """What a model raises as it is made or run is a ``TaskError``, and the node goes on answering."""
     try:
         yield
     except FleetError:
         raise
+    except MemoryError as error:
+        raise StoreError(f"{task.name}: no memory is left to learn with") from error
     except Exception as error:
         raise TaskError(f"{task.name}: the model fails in training: {said(error)}") from error
 

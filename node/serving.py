@@ -65,7 +65,8 @@ class Serving:
     def consider(self, rollout: Rollout, catalog: "Catalog") -> None:
         """Stage the release that the rollout offers, unless it was tried before or another is on probation.
 
-        A node that was away while the release was rolled out that everybody else serves takes that one first.
+        A node that was away while the release was rolled out that everybody else serves takes that one first: it was
+        never taken back, for then everybody would serve another.
 
         A trial whose wave is open goes on to its end, refused or not, unless the offer takes the release back. It also
         ends when everybody serves a newer one: a node that learns no truth about its answers would never see the end,
@@ -80,7 +81,7 @@ class Serving:
             number, stage = candidate
             withdrawn = 0 < withdraws == number
             outdated = rollout.serving > number
-            if number == rollout.serving or (stage in _IN_WAVE and not (withdrawn or outdated)):
+            if not withdrawn and (number == rollout.serving or (stage in _IN_WAVE and not outdated)):
                 return
         missed = rollout.serving > newest
         taken = None if rollout.halted and not missed else rollout.serving if missed else rollout.release

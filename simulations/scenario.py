@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleet import durable, task
 from fleet.check import check, check_run
+from fleet.data_check import Count
 from fleet.errors import SettingsError, TaskError, UsageError
 from fleet.finding import Finding
 from fleet.settings import Settings, load
@@ -17,6 +18,7 @@ from fleet.task import Recording, Task
 if TYPE_CHECKING:
     from simulations.stories.story import Story
 
+Recordings = dict[str, Recording]
 BUILT_IN_SETTINGS = Path(__file__).with_name("smartwatch.toml")
 
 
@@ -36,12 +38,12 @@ class Wish:
     def save(self, folder: Path, settings: Settings) -> None:
         """Write down what was asked and what it came to, so that ``--resume`` needs no flags and heeds no edits.
 
-        ``fleet.toml`` is named as seen from the run's folder: moved with it, a run goes on.
+        Where ``fleet.toml`` lies as seen from the run's folder stands there too: moved together, they go on.
         """
-        epsilon = None if self.epsilon is None else str(self.epsilon)
-        config = None if self.config is None else os.path.relpath(_placed(Path(self.config)), folder.resolve())
-        fields = asdict(self) | {"epsilon": epsilon, "config": config}
-        durable.write(folder / "run.json", canonical({"wish": fields, "settings": settings.to_json()}))
+        fields = asdict(self) | {"epsilon": None if self.epsilon is None else str(self.epsilon)}
+        beside = "" if self.config is None else os.path.relpath(_placed(Path(self.config)), folder.resolve())
+        saved = {"wish": fields, "settings": settings.to_json(), "config_from_here": beside}
+        durable.write(folder / "run.json", canonical(saved))
 
     @classmethod
     def saved(cls, folder: Path) -> "tuple[Wish, Settings]":
@@ -53,12 +55,10 @@ class Wish:
         try:
             saved: dict[str, Any] = json.loads((folder / "run.json").read_bytes())
             fields = saved["wish"]
-            epsilon, config = fields.pop("epsilon"), fields.pop("config")
-            wish = cls(
-                **fields,
-                epsilon=None if epsilon is None else float(epsilon),
-                config=None if config is None else str(_placed(folder.resolve() / config)),
-            )
+            epsilon = fields.pop("epsilon")
+            if fields["config"] and not Path(fields["config"]).exists() and saved.get("config_from_here"):
+                fields["config"] = str(_placed(folder.resolve() / saved["config_from_here"]))
+            wish = cls(**fields, epsilon=None if epsilon is None else float(epsilon))
             return wish, Settings.from_json(saved["settings"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UsageError(f"{folder} holds no run that can go on; leave out --resume to begin one") from error
@@ -95,30 +95,37 @@ def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
     settings = _asked(settings, wish)
     settings = pinned or (story.settings(settings) if story else settings)
     warnings = []
-    for finding in _findings(task_, settings, wish):
+    for finding in _findings(task_, settings, wish, lambda recordings: len(_roles(recordings, wish, away)[0])):
         said = f"{finding.subject}: {finding.message}"
         if finding.level == "error":
             raise TaskError(said)
         warnings.append(said)
-    recordings = task_.devices()
-    away = away or _person(recordings, wish.fold)
-    fleet = _chosen({n: r for n, r in recordings.items() if r.person != away}, wish.nodes)
+    fleet, held_out = _roles(task_.devices(), wish, away)
     if settings.round.min_updates > len(fleet):
         settings = settings.changed(round={"min_updates": max(2, len(fleet) // 2)})
     fleet = story.recordings(fleet) if story else fleet
-    held_out = {n: r for n, r in recordings.items() if r.person == away}
-    _check_judging(fleet, held_out, away)
+    _check_judging(fleet, held_out)
     return Scenario(task_, settings, fleet, held_out, story, tuple(warnings))
 
 
-def _findings(task_: Task, settings: Settings, wish: Wish) -> list[Finding]:
-    """The built-in models are known to learn (their tests check it), and their streams to be short."""
+def _findings(task_: Task, settings: Settings, wish: Wish, taking_part: Count) -> list[Finding]:
+    """The built-in models are known to learn (their tests check it), and their streams to be short.
+
+    A story chooses what its waves can see.
+    """
     if not wish.config:
-        found = check_run(task_, settings, wish.nodes)
-        return [finding for finding in found if finding.subject not in ("release.probation_windows", "live streams")]
+        known = {"release.probation_windows", "live streams"} | ({"release.waves"} if wish.story else set())
+        return [finding for finding in check_run(task_, settings, taking_part) if finding.subject not in known]
     from simulations.once import registration
 
-    return check(task_, settings, lambda task, weights: registration(task).warnings, wish.nodes)
+    return check(task_, settings, lambda task, weights: registration(task).warnings, taking_part)
+
+
+def _roles(recordings: Recordings, wish: Wish, away: str) -> tuple[Recordings, Recordings]:
+    """The devices of the fleet, and those of the person who is kept out of it: ``away``, or else the fold's."""
+    away = away or _person(recordings, wish.fold)
+    fleet = _chosen({name: seen for name, seen in recordings.items() if seen.person != away}, wish.nodes)
+    return fleet, {name: seen for name, seen in recordings.items() if seen.person == away}
 
 
 def configured(wish: Wish) -> tuple[Task, Settings]:
@@ -169,9 +176,10 @@ def _person(recordings: dict[str, Recording], fold: int) -> str:
     return people[fold]
 
 
-def _check_judging(fleet: dict[str, Recording], held_out: dict[str, Recording], away: str) -> None:
+def _check_judging(fleet: Recordings, held_out: Recordings) -> None:
     """Refuse what leaves nothing to judge a release by."""
     if not any(len(seen.train) + len(seen.live) for seen in held_out.values()):
+        away = next(seen.person for seen in held_out.values())
         raise TaskError(f"{away}, who is held out, has no windows to judge a release by: use another --fold")
     if not any(len(seen.live) for seen in fleet.values()):
         raise TaskError("no device of the fleet has live windows: nothing is answered, and no release is judged")

@@ -1,8 +1,6 @@
 """``edgefleet simulate``: plays a whole fleet on this machine."""
 
-import errno
 import json
-import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fleet import durable
-from fleet.errors import MissingExtraError, StoreError, UsageError
+from fleet.errors import MissingExtraError, StoreError, TaskError, UsageError
 from fleet.garbage import kept_for_good
 from fleet.output import Format
 from simulations.extra import check_installed
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 CONFIG = Path("fleet.toml")
 LOCK = "run.lock"
 _NOT_BEGUN = {LOCK, ".run.json.part"}  # what a kill leaves that comes before the first file is whole
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-_NO_ROOM_IN_SQLITE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 
 
 def simulate(
@@ -121,6 +117,9 @@ def _play(
         except KeyboardInterrupt:
             view.say(f"Interrupted; nothing is lost. Go on with: edgefleet simulate --resume {folder}")
             raise
+        except TaskError:
+            view.say(f"Nothing is lost. Once this is mended, go on with: edgefleet simulate --resume {folder}")
+            raise
         outcome = result(world, plan.held_out, seed=wish.seed, warnings=plan.warnings)
         world.close()
         if tale:
@@ -164,20 +163,11 @@ def _room_needed(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_full(error):
+        if not durable.is_full(error):
             raise
         again = "--resume" if (folder / "run.json").exists() else "--out"
         message = f"{folder} cannot be written; is the disk full? Then go on with: edgefleet simulate {again} {folder}"
         raise StoreError(message) from error
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error: what the system and SQLite say of it comes wrapped by others."""
-    if isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
-        return True
-    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in _NO_ROOM_IN_SQLITE:
-        return True
-    return error is not None and _is_full(error.__cause__ or error.__context__)
 
 
 def _check_empty(folder: Path) -> None:

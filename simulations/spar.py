@@ -72,7 +72,10 @@ def _read(file: Path) -> list[_Exercise]:
     except OSError as error:
         raise TaskError(f"{file} cannot be read ({error.strerror}); reinstall seglearn") from error
     if sha256(stored) != DIGEST:
-        raise TaskError(f"{file} is not the SPAR data set that we know: its SHA-256 differs; reinstall seglearn")
+        raise TaskError(
+            f"{file} is not the SPAR data set that we know, its SHA-256 differs: pip install --force-reinstall "
+            "seglearn==1.2.5"
+        )
     data = np.load(io.BytesIO(stored), allow_pickle=True).item()
     rows = zip(data["X"], data["y"], data["subject"], data["side"], strict=True)
     return [_exercise(*row) for row in rows]

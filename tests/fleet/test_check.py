@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fleet.settings import Settings
 from fleet.task import PrivacyUnit, Recording, Signature, Task, Training, Windows
 from fleet.weights import Flat
 
-SETTINGS = Settings()
+SETTINGS = Settings().changed(release={"patience": timedelta(hours=20)})
 SIGNAL = np.random.default_rng(0).uniform(-3, 3, size=(2, 400)).astype(np.float32)
 LATER = np.random.default_rng(1).uniform(-3, 3, size=(80, 2, 20)).astype(np.float32)
 SIGNATURE = Signature(input="x", shape=(2, 20), low=-3.0, high=3.0, classes=("rest", "move", "fall"))
@@ -219,9 +220,9 @@ def test_a_donor_shares_what_it_likes_and_may_be_empty() -> None:
 @pytest.mark.parametrize(("stride", "group"), [(20, 1), (15, 2), (10, 2), (7, 3), (5, 4), (4, 5)])
 def test_overlapping_windows_need_their_number_declared(stride: int, group: int) -> None:
     overlapping = device(windows(stride))
-    assert check(task(devices=overlapping, group=group), SETTINGS, content, nodes=100) == []
+    assert check(task(devices=overlapping, group=group), SETTINGS, content, lambda _: 100) == []
     if group > 1:
-        (finding,) = check(task(devices=overlapping, group=group - 1), SETTINGS, content, nodes=100)
+        (finding,) = check(task(devices=overlapping, group=group - 1), SETTINGS, content, lambda _: 100)
         assert finding.level == "error"
         assert f"group={group})" in finding.message
 
@@ -308,6 +309,15 @@ def test_a_shadow_that_outlasts_every_stream_is_warned_of() -> None:
     (finding,) = check(task(devices=short), SETTINGS, content)
     assert (finding.level, finding.subject) == ("warning", "release.shadow_windows")
     assert "8, but no device has more than 7 live windows" in finding.message
+
+
+@pytest.mark.parametrize(("hours", "warned"), [(20, False), (19, True)])
+def test_patience_that_ends_before_a_simulated_report_is_warned_of(hours: int, warned: bool) -> None:
+    found = check(task(), SETTINGS.changed(release={"patience": timedelta(hours=hours)}), content)
+    assert [f.subject for f in found] == (["release.patience"] if warned else [])
+    if warned:
+        assert "19 hours" in found[0].message
+        assert "a report takes 20" in found[0].message
 
 
 @pytest.mark.parametrize(
@@ -410,7 +420,11 @@ def test_a_first_wave_that_could_not_halt_whatever_happens_is_warned_of(epsilon:
 )
 def test_a_fleet_that_sees_large_gains_only_is_warned_of(nodes: int | None, epsilon: float, shown: str | None) -> None:
     settings = SETTINGS.changed(privacy={"epsilon": epsilon})
-    found = [f.message for f in check_run(task(examples=20), settings, nodes) if f.subject == "release.shadow_windows"]
+    found = [
+        f.message
+        for f in check_run(task(examples=20), settings, lambda seen: nodes or len(seen))
+        if f.subject == "release.shadow_windows"
+    ]
     assert found == ([f"8 windows of each of {nodes or 8} devices show {shown} kept back"] if shown else [])
 
 

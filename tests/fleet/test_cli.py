@@ -3,6 +3,8 @@
 import errno
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +24,12 @@ def over_quota() -> None:
     raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
 
+def full_sqlite() -> None:
+    with closing(sqlite3.connect(":memory:")) as store:
+        store.execute("pragma max_page_count = 1")
+        store.execute("create table t (x)")
+
+
 def damaged(path: Path) -> None:
     path.write_bytes(b"x" * 9000)
     with closing(sqlite3.connect(path)) as store:
@@ -31,8 +39,9 @@ def damaged(path: Path) -> None:
 @pytest.mark.parametrize(
     ("trouble", "code", "said"),
     [
-        pytest.param(full, StoreError.exit_code, "no room left", id="a full disk, or output into one"),
-        pytest.param(over_quota, StoreError.exit_code, "no room left", id="no more room for this person"),
+        pytest.param(full, StoreError.exit_code, "no room is left", id="a full disk"),
+        pytest.param(full_sqlite, StoreError.exit_code, "no room is left", id="a database on a full disk"),
+        pytest.param(over_quota, StoreError.exit_code, "no room is left", id="no more room for this person"),
         pytest.param(lambda: damaged(Path("store.db")), TamperedError.exit_code, "is damaged", id="no database"),
     ],
 )
@@ -69,3 +78,12 @@ def test_trouble_that_ctrl_c_made_is_an_interrupt(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cli, "entry_points", lambda **_: [])
     with pytest.raises(KeyboardInterrupt):
         cli.run(lambda: True)
+
+
+def test_output_that_finds_no_room_is_one_line() -> None:
+    with open("/dev/full", "w") as output:
+        command = [sys.executable, "-m", "fleet", "--version"]
+        shown = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert shown.returncode == StoreError.exit_code
+    assert len(shown.stderr.splitlines()) == 1
+    assert "no room is left" in shown.stderr

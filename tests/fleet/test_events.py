@@ -59,6 +59,7 @@ def test_a_disk_that_is_filled_by_half_a_line_keeps_whole_lines(small_disk: Path
         pytest.param(b"[1, 2]", id="no object"),
         pytest.param(b'{"who": "n1", "event": "started"}', id="no time"),
         pytest.param(b'{"at": "later", "who": "n1", "event": "started"}', id="a time that is none"),
+        pytest.param(b'{"at": "2026-12-01T12:00:00", "who": "n1", "event": "started"}', id="a time of nowhere"),
         pytest.param(b'{"at": "2026-12-01T12:00:00+00:00", "who": "n1"}', id="no name"),
         pytest.param(b"", id="nothing"),
     ],

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fleet.errors import BudgetError, TaskError
+from fleet.errors import BudgetError, StoreError, TaskError
 from fleet.privacy.gaussian import Budget, charge_of
 from fleet.privacy.release import clip
 from fleet.task import PrivacyUnit, Signature, Task, Training, Windows, layout_of, set_weights, weights_of
@@ -215,7 +215,7 @@ def test_the_front_is_computed_again_only_when_its_partition_grew(
     for kept in (3, 0, 2, 4, 0):  # the last four begin a partition, which is not learned from before it is full
         node.buffer.keep(points(kept))
         node.learn(releases=1, noise_multiplier=100.0)
-    assert sizes == [3, 5]
+    assert sizes == [1, 3, 5], "silence is tried once, before anything"
 
 
 def test_a_session_without_noise_is_as_many_steps_by_hand(tmp_path: Path) -> None:
@@ -404,6 +404,38 @@ def test_a_model_that_fails_in_training_is_an_error_of_the_task(tmp_path: Path, 
     node.learner = Learner(moody, node.ledger, node.buffer, Known(), clipping_norm=CLIPPING_NORM)
     with pytest.raises(TaskError, match=r"^toy: the model fails in training: RuntimeError: no more$"):
         node.learn(releases=4)
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_a_model_that_fails_whatever_it_sees_costs_nothing(tmp_path: Path, most: int) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled() and len(x) > most:
+                raise RuntimeError("broken")
+            return x
+
+    node = Node(tmp_path / "node.db", Known())
+    node.buffer.keep(points(5))
+    made = task(lambda: nn.Sequential(nn.Linear(3, 4), Broken(), nn.Linear(4, 3)))
+    node.learner = Learner(made, node.ledger, node.buffer, Known(), clipping_norm=CLIPPING_NORM)
+    with pytest.raises(TaskError, match="fails in training"):
+        node.learn()
+    assert (node.ledger.epsilon() == 0) is (most == 0), "what fails on some examples only was charged before"
+
+
+def test_no_memory_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    class Large(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > 3:
+                raise MemoryError
+            return x
+
+    node = Node(tmp_path / "node.db", Known())
+    node.buffer.keep(points(5))
+    large = task(lambda: nn.Sequential(nn.Linear(3, 4), Large(), nn.Linear(4, 3)))
+    node.learner = Learner(large, node.ledger, node.buffer, Known(), clipping_norm=CLIPPING_NORM)
+    with pytest.raises(StoreError, match="no memory"):
+        node.learn()
 
 
 def test_a_model_that_cannot_be_made_is_an_error_of_the_task() -> None:

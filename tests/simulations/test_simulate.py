@@ -331,6 +331,8 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path: Path, imported: str) -> 
         pytest.param(["--rounds", "0"], 2, "must be 1 or more", id="no rounds"),
         pytest.param(["--nodes", "17"], 2, "has 16 devices", id="more nodes than the data has"),
         pytest.param(["--nodes", "1"], 2, "averages nothing", id="one node"),
+        pytest.param(["--nodes", "-1"], 2, "averages nothing", id="fewer nodes than none"),
+        pytest.param(["--nodes", str(10**12)], 2, "has 16 devices", id="far more nodes"),
         pytest.param(["--out", "full"], 2, "is not empty; choose another --out\n", id="a folder with something in it"),
         pytest.param(["--out", "/proc/run"], 2, "cannot be written", id="a folder that cannot be written"),
         pytest.param(["--resume", "full"], 2, "holds no run", id="nothing to resume"),
@@ -463,7 +465,7 @@ def test_a_budget_that_buys_only_noise_is_told_before_the_first_round(tmp_path: 
     first = [child.stderr.readline() for _ in range(3)]
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=60)
-    assert first[0].startswith("warning: release.waves: 5 of 18 devices")
+    assert first[0].startswith("warning: release.waves: 4 of 16 devices")
     assert first[1].endswith("devices show no gain at all: every release will mostly be kept back\n")
     assert first[2].startswith("warning: privacy.epsilon: 1e-09 asks for noise")
 
@@ -488,6 +490,16 @@ def test_a_run_that_is_moved_with_its_task_goes_on(tmp_path: Path, linked: bool)
     (tmp_path / "old").rename(tmp_path / "new")
     wish, _ = Wish.saved(tmp_path / "new" / "runs" / "one")
     assert wish == Wish(config=str(tmp_path / "new" / "fleet.toml"))
+
+
+def test_a_run_that_is_moved_away_from_its_task_goes_on_with_it(tmp_path: Path) -> None:
+    for project in ("mine", "other"):
+        (tmp_path / project / "runs" / "one").mkdir(parents=True)
+        (tmp_path / project / "fleet.toml").touch()
+    wish = Wish(config=str(tmp_path / "mine" / "fleet.toml"))
+    wish.save(tmp_path / "mine" / "runs" / "one", Settings())
+    (tmp_path / "mine" / "runs" / "one").rename(tmp_path / "other" / "runs" / "two")
+    assert Wish.saved(tmp_path / "other" / "runs" / "two")[0] == wish
 
 
 @pytest.mark.parametrize(
@@ -522,6 +534,7 @@ def test_a_model_that_fails_in_training_stops_the_run_and_mended_lets_it_go_on(t
     assert begun.stderr.splitlines()[-1].endswith(
         "cannot learn: digits: the model fails in training: RuntimeError: too many at once"
     )
+    assert begun.stderr.splitlines()[-2].endswith("go on with: edgefleet simulate --resume run")
     assert "Traceback" not in begun.stderr
     task.write_text(whole.replace("64, 24", "64, 20").replace("24, 10", "20, 10"))
     other = edgefleet("simulate", "--resume", "run", cwd=tmp_path)

@@ -95,7 +95,7 @@ class Hostile:
 def test_no_bytes_but_those_of_the_data_set_are_unpickled(tmp_path: Path) -> None:
     file, trace = tmp_path / "watch_dataset.npy", tmp_path / "hijacked"
     np.save(file, np.array([Hostile(trace)], dtype=object), allow_pickle=True)
-    with pytest.raises(TaskError, match="its SHA-256 differs; reinstall seglearn"):
+    with pytest.raises(TaskError, match=r"its SHA-256 differs: pip install --force-reinstall seglearn==1\.2\.5"):
         spar._read(file)
     assert not trace.exists()
     np.load(file, allow_pickle=True)
