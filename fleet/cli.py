@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 a fault of ours or no room on the disk, 2 wrong use, 3 a t
 import logging
 import os
 import sqlite3
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from typing import Annotated
@@ -78,7 +79,16 @@ def run(interrupted: Callable[[], bool]) -> int:
         if known is None or logging.getLogger().isEnabledFor(logging.INFO):
             raise
         typer.echo(f"{NAME}: {known}", err=True)
+        _drop_unwritten()
         return known.exit_code
+
+
+def _drop_unwritten() -> None:
+    """Output that found no room would be tried again at the end, and fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _known(error: Exception) -> FleetError | None:

@@ -10,7 +10,7 @@ import torch
 from coordinator.rounds import BaseRow
 from fleet.task import Recording, Task, Windows, set_weights, weights_of
 from fleet.weights import Flat
-from simulations.facts import _event
+from simulations.facts import _events
 from simulations.measure import _bench, _by_device, _spread
 from simulations.measurement import Judged, Lent, Measurements, Own, Seen, Spent
 from simulations.smartwatch import Model, smartwatch
@@ -77,11 +77,13 @@ def test_a_device_held_out_is_judged_on_all_it_saw() -> None:
 
 
 @pytest.mark.parametrize("line", ["", "{", '{"at": "2026', "[]", "3", '{"at": 3, "who": "n", "event": "x"}', "{}"])
-def test_a_line_of_the_log_that_a_power_cut_broke_is_passed_over(line: str) -> None:
-    assert _event(line) is None
+def test_a_line_of_the_log_that_a_power_cut_broke_is_passed_over(tmp_path: Path, line: str) -> None:
+    (tmp_path / "events.jsonl").write_text(f"{line}\n")
+    assert _events(tmp_path / "events.jsonl") == ()
 
 
-def test_a_whole_line_of_the_log_is_an_event() -> None:
-    event = _event('{"at": "2026-01-01T03:30:00+00:00", "who": "n", "event": "staged", "release": 1}')
-    assert event is not None
+def test_a_whole_line_of_the_log_is_an_event(tmp_path: Path) -> None:
+    line = '{"at": "2026-01-01T03:30:00+00:00", "who": "n", "event": "staged", "release": 1}'
+    (tmp_path / "events.jsonl").write_text(f"{line}\n")
+    (event,) = _events(tmp_path / "events.jsonl")
     assert (event.hour, event.who, event.name, event.fields) == (3.5, "n", "staged", {"release": 1})
