@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 a fault of ours or no room on the disk, 2 wrong use, 3 a t
 
 import logging
 import os
-import sqlite3
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
@@ -17,7 +16,7 @@ import click
 import typer
 
 from fleet.__main__ import NAME
-from fleet.durable import is_full
+from fleet.durable import is_damaged, is_full
 from fleet.errors import FleetError, StoreError, TamperedError, UsageError
 
 COMMANDS = "edgefleet.commands"
@@ -97,7 +96,7 @@ def _known(error: Exception) -> FleetError | None:
         return error
     if is_full(error):
         return StoreError(f"no room is left to write to: {error}")
-    if type(error) is sqlite3.DatabaseError:  # its children are other troubles than a file that is none
+    if is_damaged(error):
         return TamperedError(f"a database that this command opened was altered or is damaged: {error}")
     return None
 

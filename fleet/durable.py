@@ -95,3 +95,8 @@ def is_full(error: BaseException | None) -> bool:
     if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in _NO_ROOM_IN_SQLITE:
         return True
     return error is not None and is_full(error.__cause__ or error.__context__)
+
+
+def is_damaged(error: Exception) -> bool:
+    """Whether SQLite says that a file is no database, or a damaged one: its other errors are kinds of this one."""
+    return type(error) is sqlite3.DatabaseError

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fleet.durable import make_folder
+from fleet.durable import is_damaged, make_folder
 from fleet.errors import TamperedError, UsageError
 
 VERSION = 1  # of the schema; a change to it must read what the one before wrote
@@ -75,7 +75,7 @@ def undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if type(error) is not sqlite3.DatabaseError:  # its children are other troubles
+        if not is_damaged(error):
             raise
         raise TamperedError(f"{path} cannot be read as a node's store: {error}") from error
 

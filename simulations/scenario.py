@@ -78,8 +78,8 @@ class Scenario:
 
     task: Task
     settings: Settings
-    fleet: dict[str, Recording]
-    held_out: dict[str, Recording]
+    fleet: Recordings
+    held_out: Recordings
     story: "Story | None" = None
     warnings: tuple[str, ...] = ()
 
@@ -167,7 +167,7 @@ def _configured(config: Path, wish: Wish) -> tuple[Task, Settings, str]:
     return task.load(settings.task.file, config.parent), settings, ""
 
 
-def _person(recordings: dict[str, Recording], fold: int) -> str:
+def _person(recordings: Recordings, fold: int) -> str:
     people = sorted({recording.person for recording in recordings.values()})
     if len(people) < 2:
         raise TaskError("the task's devices belong to one person: one is held out, so there must be two or more")
@@ -185,7 +185,7 @@ def _check_judging(fleet: Recordings, held_out: Recordings) -> None:
         raise TaskError("no device of the fleet has live windows: nothing is answered, and no release is judged")
 
 
-def _chosen(recordings: dict[str, Recording], nodes: int | None) -> dict[str, Recording]:
+def _chosen(recordings: Recordings, nodes: int | None) -> Recordings:
     if len(recordings) < 2:
         left = f"{len(recordings)} device{'' if len(recordings) == 1 else 's'}"
         raise TaskError(f"the task leaves {left} for the fleet: two or more average something")

@@ -3,6 +3,7 @@
 import math
 import sqlite3
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -382,60 +383,47 @@ def test_a_base_of_another_model_is_refused_before_anything_is_charged(tmp_path:
 
 
 class Moody(nn.Module):
-    """Raises where its input says so, and as late as asked."""
+    """In training it raises at more than so many examples, and as late as asked."""
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, error: Exception, *, most: int = 3, patience: int = 0) -> None:
         super().__init__()
-        self.patience = patience
+        self.error, self.most, self.patience = error, most, patience
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) > 3:
+        if torch.is_grad_enabled() and len(x) > self.most:
             self.patience -= 1
         if self.patience < 0:
-            raise RuntimeError("no more\nof this")
+            raise self.error
         return x
+
+
+def moody_node(path: Path, mood: Callable[[], Moody]) -> Node:
+    """A node with five examples and a model with this mood."""
+    node = Node(path / "node.db", Known())
+    node.buffer.keep(points(5))
+    model = task(lambda: nn.Sequential(nn.Linear(3, 4), mood(), nn.Linear(4, 3)))
+    node.learner = Learner(model, node.ledger, node.buffer, Known(), clipping_norm=CLIPPING_NORM)
+    return node
 
 
 @pytest.mark.parametrize("patience", [0, 1, 2])
 def test_a_model_that_fails_in_training_is_an_error_of_the_task(tmp_path: Path, patience: int) -> None:
-    node = Node(tmp_path / "node.db", Known())
-    node.buffer.keep(points(5))
-    moody = task(lambda: nn.Sequential(nn.Linear(3, 4), Moody(patience), nn.Linear(4, 3)))
-    node.learner = Learner(moody, node.ledger, node.buffer, Known(), clipping_norm=CLIPPING_NORM)
+    node = moody_node(tmp_path, lambda: Moody(RuntimeError("no more\nof this"), patience=patience))
     with pytest.raises(TaskError, match=r"^toy: the model fails in training: RuntimeError: no more$"):
         node.learn(releases=4)
+    assert node.ledger.epsilon() > 0, "it was charged before it saw an example"
 
 
-@pytest.mark.parametrize("most", [0, 3])
-def test_a_model_that_fails_whatever_it_sees_costs_nothing(tmp_path: Path, most: int) -> None:
-    class Broken(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if torch.is_grad_enabled() and len(x) > most:
-                raise RuntimeError("broken")
-            return x
-
-    node = Node(tmp_path / "node.db", Known())
-    node.buffer.keep(points(5))
-    made = task(lambda: nn.Sequential(nn.Linear(3, 4), Broken(), nn.Linear(4, 3)))
-    node.learner = Learner(made, node.ledger, node.buffer, Known(), clipping_norm=CLIPPING_NORM)
+def test_a_model_that_fails_whatever_it_sees_costs_nothing(tmp_path: Path) -> None:
+    node = moody_node(tmp_path, lambda: Moody(RuntimeError("broken"), most=0))
     with pytest.raises(TaskError, match="fails in training"):
         node.learn()
-    assert (node.ledger.epsilon() == 0) is (most == 0), "what fails on some examples only was charged before"
+    assert node.ledger.epsilon() == 0
 
 
 def test_no_memory_is_no_fault_of_the_model(tmp_path: Path) -> None:
-    class Large(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if len(x) > 3:
-                raise MemoryError
-            return x
-
-    node = Node(tmp_path / "node.db", Known())
-    node.buffer.keep(points(5))
-    large = task(lambda: nn.Sequential(nn.Linear(3, 4), Large(), nn.Linear(4, 3)))
-    node.learner = Learner(large, node.ledger, node.buffer, Known(), clipping_norm=CLIPPING_NORM)
     with pytest.raises(StoreError, match="no memory"):
-        node.learn()
+        moody_node(tmp_path, lambda: Moody(MemoryError())).learn()
 
 
 def test_a_model_that_cannot_be_made_is_an_error_of_the_task() -> None:
