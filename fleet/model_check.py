@@ -72,11 +72,7 @@ def _learning(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:
 
 def _refused_layers(model: "torch.nn.Module") -> Iterator[Finding]:
     """One line for each layer that Opacus would refuse, in place of its page of reasons."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from opacus import GradSampleModule
-        from opacus.utils.module_utils import trainable_modules
-        from opacus.validators import ModuleValidator
+    from fleet.privacy.per_example import GradSampleModule, ModuleValidator, trainable_modules
 
     for name, layer in trainable_modules(model):
         kind = type(layer).__name__
@@ -111,7 +107,8 @@ def _gradients(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:
 def _first_gradient(model: "torch.nn.Module", x: "torch.Tensor") -> dict[str, Any]:
     """The gradient of the first example of ``x`` by parameter, while the same dice fall every time."""
     import torch
-    from opacus import GradSampleModule
+
+    from fleet.privacy.per_example import GradSampleModule
 
     wrapped = GradSampleModule(model.train(), loss_reduction="sum")
     try:

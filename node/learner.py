@@ -227,9 +227,7 @@ def _only_head(model: "torch.nn.Module", shape: tuple[int, ...]) -> "torch.nn.Li
 
 def _wrap(model: "torch.nn.Module") -> "torch.nn.Module":
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Opacus warns about its own optional parts on import
-            from opacus import GradSampleModule
+        from fleet.privacy.per_example import GradSampleModule
     except ImportError as error:
         raise MissingExtraError("learning needs torch and opacus: pip install 'edgefleet[train]'") from error
     wrapped: torch.nn.Module = GradSampleModule(model, loss_reduction="sum")
