@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fleet.errors import MissingExtraError, SettingsError, TaskError
+from fleet.errors import MissingExtraError, SettingsError, TaskError, UsageError
 from fleet.output import Format
 from simulations.extra import check_installed
 from simulations.simulate_command import config_here
@@ -19,6 +19,9 @@ def check(
     format_: Annotated[Format, typer.Option("--format", help="Lines for people, or one JSON object.")] = Format.TEXT,
 ) -> None:
     """Explain what of fleet.toml's task, or of the built-in one, would not work."""
+    config = config_here(model)
+    if config and fold:
+        raise UsageError("--fold chooses the built-in task's donor, but fleet.toml here names a task; leave one out")
     check_installed()
     try:
         from coordinator.requantizer import register
@@ -29,7 +32,7 @@ def check(
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
     with redirect_stdout(sys.stderr):  # what a task's code prints is no finding
-        task_, settings = configured(Wish(config_here(model), model or "features", fold))
+        task_, settings = configured(Wish(config, model or "features", fold))
         findings = findings_of(task_, settings, lambda task, weights: register(task, weights).warnings)
     try:
         ServerStep(settings.round)

@@ -601,10 +601,14 @@ TASK = dataclasses.replace(TASK, devices=_chatty)
 """
 
 
-@pytest.mark.parametrize("command", ["check", "simulate"])
-def test_a_built_in_model_is_not_chosen_in_a_folder_with_a_task(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    "command", [("check", "--model", "cnn"), ("check", "--fold", "1"), ("simulate", "--model", "cnn")]
+)
+def test_nothing_of_the_built_in_task_is_chosen_in_a_folder_with_a_task(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
     write(tmp_path / "digits")
-    shown = edgefleet(command, "--model", "cnn", cwd=tmp_path / "digits")
+    shown = edgefleet(*command, cwd=tmp_path / "digits")
     assert (shown.returncode, shown.stdout) == (2, "")
     assert "leave one out" in shown.stderr
 
