@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fleet.evidence import ROLLBACK_EVIDENCE, VETO_EVIDENCE
+from fleet.messages import Watch
 
 
 class Stage(StrEnum):
@@ -39,6 +40,9 @@ CANDIDATE = frozenset(NEXT)
 FINAL = frozenset(Stage) - CANDIDATE
 IN_SHADOW = frozenset({Stage.SHADOW, Stage.VETOED})  # its wave is not open yet
 UNHEARD = frozenset({Stage.SHADOW, Stage.VETOED, Stage.MUTED, Stage.ROLLED_BACK})  # compared, and never answers
+WATCH = dict.fromkeys(IN_SHADOW, Watch.SHADOW) | dict.fromkeys(
+    (Stage.PROBATION, Stage.MUTED, Stage.ROLLED_BACK), Watch.PROBATION
+)  # for which report a stage's windows are compared
 
 
 @dataclass(frozen=True, slots=True)

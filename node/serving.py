@@ -10,7 +10,7 @@ from fleet.release import Release, Rollout
 from fleet.task import Signature
 from node.admission import Admit
 from node.predictor import Predictor
-from node.promotion import IN_SHADOW, UNHEARD, Signs, Stage, StageLog, next_stage
+from node.promotion import UNHEARD, WATCH, Signs, Stage, StageLog, next_stage
 from node.shadow import Shadow
 from node.slots import Pointer, Slots
 
@@ -126,7 +126,7 @@ class Serving:
 
     def _next(self, number: int, stage: Stage, rollout: Rollout | None) -> tuple[Stage, str] | None:
         release = self._slots.release(number)
-        watch = Watch.SHADOW if stage in IN_SHADOW or stage is Stage.ADMITTED else Watch.PROBATION
+        watch = WATCH.get(stage, Watch.SHADOW)
         pairs = self._shadow.pairs(number, watch)
         current = rollout if rollout and rollout.release == number else None
         signs = Signs(

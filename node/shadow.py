@@ -156,19 +156,31 @@ class Shadow:
 
     def pairs(self, candidate: int, watch: Watch) -> list[Pair]:
         """Labelled windows of one candidate before its wave opened here, or since; oldest first."""
-        since = "select min(reading) from stage where release = :candidate and stage in ('probation', 'muted')"
-        opened = self._store.execute(since, {"candidate": candidate}).fetchone()[0]
-        if watch is Watch.PROBATION and opened is None:
-            return []
-        first, last = (opened, _ENDLESS) if watch is Watch.PROBATION else (0, _ENDLESS if opened is None else opened)
         query = (
             "select seq, case release when :candidate then answer else rival_answer end = label, "
             "case release when :candidate then rival_answer else answer end = label from reading "
             "where max(release, rival) = :candidate and release != rival and label is not null "
             "and seq >= :first and seq < :last order by seq"
         )
-        rows = self._store.execute(query, {"candidate": candidate, "first": first, "last": last})
+        rows = self._store.execute(query, self._range(candidate, watch))
         return [Pair(seq, bool(new_right), bool(old_right)) for seq, new_right, old_right in rows]
+
+    def labelled(self, candidate: int, watch: Watch) -> int:
+        """How many windows are in ``pairs``, or will be when they are compared."""
+        query = (
+            "select count(*) from (select *, case when x is null then rival else watch end as other from reading) "
+            "where max(release, other) = :candidate and release != other and label is not null "
+            "and seq >= :first and seq < :last"
+        )
+        return int(self._store.execute(query, self._range(candidate, watch)).fetchone()[0])
+
+    def _range(self, candidate: int, watch: Watch) -> dict[str, int]:
+        """The readings before a candidate's wave opened here, or since; none of the latter if it did not open."""
+        since = "select min(reading) from stage where release = ? and stage in ('probation', 'muted')"
+        opened = self._store.execute(since, (candidate,)).fetchone()[0]
+        at = _ENDLESS if opened is None else opened
+        first, last = (at, _ENDLESS) if watch is Watch.PROBATION else (0, at)
+        return {"candidate": candidate, "first": first, "last": last}
 
     def unreported(self, candidate: int, watch: Watch) -> list[Pair]:
         """Those of ``pairs`` that are in no report yet."""

@@ -12,7 +12,8 @@ from node.floors import CLOCK, SqliteFloors
 from node.identity import Identity, require_node
 from node.ledger import Ledger
 from node.membership import Membership
-from node.promotion import StageLog
+from node.promotion import WATCH, StageLog
+from node.shadow import Shadow
 from node.store import open_store
 
 
@@ -36,7 +37,9 @@ def _of(store: sqlite3.Connection, identity: Identity, membership: Membership | 
     ledger = Ledger(store, identity.budget)
     stages = StageLog(store)
     active, previous = stages.serving()
-    candidate = stages.candidate()
+    number, stage = stages.candidate() or (None, None)
+    watch = WATCH.get(stage) if stage else None
+    windows = Shadow(store, identity.task.signature).labelled(number, watch) if number is not None and watch else None
     buffer = Buffer(store, identity.task.signature, partition_size=privacy.partition_examples)
     return {
         "name": identity.name,
@@ -45,8 +48,9 @@ def _of(store: sqlite3.Connection, identity: Identity, membership: Membership | 
         "learns": bool(membership and membership.reference),
         "release": active,
         "previous_release": previous,
-        "candidate": candidate[0] if candidate else None,
-        "stage": candidate[1].value if candidate else None,
+        "candidate": number,
+        "stage": stage.value if stage else None,
+        "labelled_windows": windows,
         "epsilon_spent": round(ledger.epsilon(), 6),
         "epsilon_budget": privacy.epsilon,
         "unit": identity.task.unit.name,

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,8 +20,10 @@ import numpy as np
 from coordinator.admin_client import AdminClient
 from fleet import durable
 from fleet.errors import FleetError, LinkError, UsageError
+from fleet.messages import Watch
 from fleet.task import Recording, Windows
 from node.client import Client
+from node.promotion import WATCH
 from node.status import status
 
 T = TypeVar("T")
@@ -31,8 +32,7 @@ TASK = "simulations.smartwatch:TASK"
 STARTING_S = 60.0
 ENDING_S = 15.0
 LOOK_S = 0.3
-LIVE_WINDOWS = {"shadow": 24, "probation": 3}  # what one release needs of a node, refused or not
-TRIALS = {"shadow": "shadow", "vetoed": "shadow"} | dict.fromkeys(("probation", "muted", "rolled-back"), "probation")
+LIVE_WINDOWS = {Watch.SHADOW: 24, Watch.PROBATION: 3}  # what one release needs of a node, refused or not
 TRAINING_SHARE = 0.5  # the rest is the live stream: five nodes need many windows to be sure of anything
 SETTINGS = """\
 [task]
@@ -139,11 +139,8 @@ class Wearer:
         for x, y in zip(self.train.x, self.train.y, strict=True):
             self._ask(client, x, int(y))
         live = iter(zip(self.live.x, self.live.y, strict=True))
-        used: Counter[tuple[int, str]] = Counter()
         while not self._stop.wait(LOOK_S):
-            trial = self._trial()
-            given = list(islice(live, max(0, LIVE_WINDOWS.get(trial[1], 0) - used[trial])))
-            used[trial] += len(given)
+            given = list(islice(live, self.wanted()))
             for x, y in given:
                 self._ask(client, x, int(y))
             if not given:
@@ -158,10 +155,14 @@ class Wearer:
         except FleetError:
             self.failed += 1
 
-    def _trial(self) -> tuple[int, str]:
-        """The release on trial here, and which part of it."""
+    def wanted(self) -> int:
+        """How many more labelled windows the release on trial here needs.
+
+        Those that the node counts are what it has: the first ones may come before its new model is there to watch.
+        """
         now = self.status()
-        return now["candidate"] or 0, TRIALS.get(now["stage"] or "", "")
+        watch = WATCH.get(now["stage"])
+        return max(0, LIVE_WINDOWS[watch] - now["labelled_windows"]) if watch else 0
 
     def status(self) -> dict[str, Any]:
         """How the node stands."""

@@ -8,9 +8,10 @@ import pytest
 from fleet.errors import InputError
 from fleet.messages import Watch
 from fleet.task import Signature
+from node.buffer import Buffer
 from node.predictor import Answer
 from node.promotion import Stage, StageLog
-from node.shadow import Pair, Shadow
+from node.shadow import Pair, Reading, Shadow
 
 SIGNATURE = Signature("x", (2,), -1.0, 1.0, ("left", "right"))
 X = np.array([0.5, 0.1], np.float32)
@@ -116,6 +117,29 @@ def test_a_rival_is_measured_against_the_model_that_answers_now_and_no_earlier_o
     for seq in (old, new):
         shadow.label(seq, 0)
     assert [pair.seq for pair in shadow.pairs(3, Watch.SHADOW)] == [new]
+
+
+def test_labelled_windows_are_those_that_are_compared_or_will_be(shadow: Shadow, store: sqlite3.Connection) -> None:
+    def counted() -> tuple[int, int]:
+        return shadow.labelled(2, Watch.SHADOW), shadow.labelled(2, Watch.PROBATION)
+
+    def asked(request: str, release: int, watch: int | None) -> None:
+        shadow.record_request(request, [Reading(X, answer(release, 0), watch)])
+        shadow.teach(request, [0], Buffer(store, SIGNATURE, partition_size=9))
+
+    for stage in (Stage.STAGED, Stage.ADMITTED, Stage.SHADOW):
+        StageLog(store).append(2, stage, "test")
+    asked("before the rival was there", 1, None)
+    shadow.record_request("without a label", [Reading(X, answer(1, 0), 2)])
+    assert counted() == (0, 0)
+    asked("not compared yet", 1, 2)
+    asked("of an answer by another model than the rival is measured against", 0, 2)
+    assert counted() == (2, 0)
+    shadow.compare(Always(2, 0), 1)
+    assert counted() == (len(shadow.pairs(2, Watch.SHADOW)), 0) == (1, 0)
+    StageLog(store).append(2, Stage.PROBATION, "test")
+    asked("on probation", 2, 1)
+    assert counted() == (1, 1)
 
 
 def test_a_window_that_was_reported_is_evidence_no_more(shadow: Shadow, store: sqlite3.Connection) -> None:

@@ -1,11 +1,14 @@
 """What ``edgefleet up`` counts and says; the fleet itself runs in ``tests/programs``."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from simulations.up import committed
+from fleet.task import Windows
+from simulations.up import Wearer, committed
 from simulations.up_view import UpView
 
 RELEASES: list[dict[str, Any]] = [
@@ -33,6 +36,30 @@ def test_a_node_has_committed_what_was_trained_and_no_withdrawal(
 ) -> None:
     standing = [{"release": release, "candidate": candidate}, {"release": 1, "candidate": None}]
     assert committed(standing, RELEASES) == 1 + counts
+
+
+@pytest.mark.parametrize(
+    ("stage", "windows", "wanted"),
+    [
+        pytest.param(None, None, 0, id="no release on trial"),
+        pytest.param("staged", None, 0, id="no model watches yet"),
+        pytest.param("shadow", 0, 24, id="none yet"),
+        pytest.param("shadow", 22, 2, id="some came before the model watched"),
+        pytest.param("vetoed", 24, 0, id="enough"),
+        pytest.param("shadow", 30, 0, id="more than enough"),
+        pytest.param("probation", 1, 2, id="probation"),
+        pytest.param("rolled-back", 0, 3, id="refused, and compared all the same"),
+    ],
+)
+def test_a_wearer_gives_as_many_truths_as_the_node_still_needs(
+    tmp_path: Path, stage: str | None, windows: int | None, wanted: int
+) -> None:
+    class Standing(Wearer):
+        def status(self) -> dict[str, Any]:
+            return {"stage": stage, "labelled_windows": windows}
+
+    nothing = Windows(np.zeros((0, 6, 100), np.float32), np.zeros(0, np.int64))
+    assert Standing("watch", tmp_path, "", nothing, nothing).wanted() == wanted
 
 
 def test_a_round_is_named_by_its_own_number_and_by_how_it_ended(capsys: pytest.CaptureFixture[str]) -> None:
