@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PULL_S = 300.0
 LEARN_S = 1800.0
-_ERRORS = {
+ERRORS = {
     kind.exit_code: kind for kind in (TaskError, MissingExtraError, LinkError, TrustError, BudgetError, TamperedError)
 }
 
@@ -95,4 +95,4 @@ def _outcome(child: "subprocess.Popen[bytes]", order: bytes, said: IO[bytes]) ->
         return outcome
     said.seek(0)
     lines = said.read().decode(errors="replace").strip().splitlines() or [f"ended with {child.returncode}"]
-    raise _ERRORS.get(child.returncode, FleetError)(lines[-1])
+    raise ERRORS.get(child.returncode, FleetError)(lines[-1])

@@ -4,15 +4,20 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleet.errors import TrustError
 from fleet.task import Task
+from fleet.weights import Flat
 from node.buffer import Buffer
 from node.floors import SqliteFloors
 from node.identity import Identity
 from node.ledger import Ledger
 from node.outbox import Outbox
 from node.store import open_store
+
+if TYPE_CHECKING:
+    from node.learner import Learner
 
 
 class Learning:
@@ -47,6 +52,24 @@ class Learning:
     def noise_multiplier(self) -> float:
         """Of every release in the plan that the node was enrolled with."""
         return self.ledger.budget.noise_multiplier(self.identity.settings.privacy.planned_releases)
+
+    def session(self, base: Flat) -> tuple[Flat, int] | None:
+        """One session of the plan from ``base``: its delta and the μ² units it was charged; None without examples.
+
+        Raises:
+            BudgetError: No partition can pay for it; nothing was released.
+            TaskError: The model fails, or has other weights.
+        """
+        releases = self.identity.settings.session_releases
+        return self._learner.learn(base, releases=releases, noise_multiplier=self.noise_multiplier)
+
+    @cached_property
+    def _learner(self) -> "Learner":
+        from fleet.privacy.noise import LatticeGaussian
+        from node.learner import Learner  # a node that only answers does without
+
+        norm = self.identity.settings.privacy.clipping_norm
+        return Learner(self.task, self.ledger, self.buffer, LatticeGaussian(), clipping_norm=norm)
 
     @property
     def name(self) -> str:

@@ -1,34 +1,34 @@
 """A node's heavy work, done in this process: what the coordinator has on its shelf, and learning from a base."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fleet import durable
 from fleet.errors import TrustError
 from fleet.messages import UpdateInstruction
-from fleet.privacy.noise import LatticeGaussian
 from fleet.release import Rollout
+from fleet.weights import Flat
 from node.catalog import Catalog
 from node.floors import SERVING
 from node.installer import Fetcher, Installer
-from node.learner import Learner
 from node.learning import Learning
 
 if TYPE_CHECKING:
     from node.agent import Agent
 
-
+Session = Callable[[Learning, Flat], tuple[Flat, int] | None]
 LOCK = "trust.lock"  # of the trusted metadata: who learns beside who pulls would disturb it
 
 
 class InProcess:
     """Pulls with python-tuf and learns with torch right here: for simulations, and for the children of a real node."""
 
-    def __init__(self, fetcher: Fetcher, *, url: str = "file:///") -> None:
+    def __init__(self, fetcher: Fetcher, *, url: str = "file:///", session: Session = Learning.session) -> None:
         """``fetcher`` brings what lies under ``url``; nothing it brings is trusted."""
         self._fetcher = fetcher
         self._url = url
+        self._session = session
         self._shelf: Catalog | None = None
-        self._learner: Learner | None = None
 
     def pull(self, agent: "Agent") -> Rollout | None:
         """Verify the newest metadata and stage the release it offers; who may serve what now.
@@ -75,11 +75,7 @@ class InProcess:
             base, weights = catalog.base(wish.base)
         if base.payload != wish.base_digest:
             raise TrustError(f"base {wish.base} is not the one that the instruction names")
-        if self._learner is None:
-            norm = node.identity.settings.privacy.clipping_norm
-            self._learner = Learner(node.task, node.ledger, node.buffer, LatticeGaussian(), clipping_norm=norm)
-        releases = node.identity.settings.session_releases
-        session = self._learner.learn(weights, releases=releases, noise_multiplier=node.noise_multiplier)
+        session = self._session(node, weights)
         if session:
             node.outbox.put(*session, base=base.number, base_digest=base.payload)
 

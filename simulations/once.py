@@ -1,5 +1,6 @@
 """What one process needs to find out only once, however many simulated coordinators and nodes want to know it."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -10,12 +11,11 @@ from fleet.signing import sha256
 from fleet.task import Task, weights_of
 from fleet.weights import Flat
 from node.admission import Admit, admit
-from simulations.second_export import Proof, nothing
 
 _REGISTERED: dict[Task, Registration] = {}
 
 
-def registration(task: Task, proof: Proof = nothing) -> Registration:
+def registration(task: Task, proof: Callable[[], bytes | None] = lambda: None) -> Registration:
     """The exported and quantized graph; fleets that are played one after the other share it.
 
     Raises:

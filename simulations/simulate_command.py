@@ -16,7 +16,7 @@ from fleet.errors import MissingExtraError, StoreError, TaskError, UsageError
 from fleet.garbage import kept_for_good
 from fleet.output import Format
 from simulations.extra import check_installed
-from simulations.second_export import Proof, nothing, second_export
+from simulations.second_core import SecondCore, second_core
 
 if TYPE_CHECKING:
     from fleet.settings import Settings
@@ -55,9 +55,9 @@ def simulate(
         pinned = None
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
     anew = pinned is None and wish.config is None  # a task of one's own was exported by its check
-    meanwhile = second_export(wish.model, wish.fold) if anew else nullcontext(nothing)
-    with meanwhile as proof, redirect_stdout(sys.stderr):  # what a task's code prints is not the result
-        outcome, tale = _play(folder, wish, pinned, started, proof, quiet=format_ is Format.JSON)
+    meanwhile = second_core(wish.model, wish.fold) if anew else nullcontext()
+    with meanwhile as core, redirect_stdout(sys.stderr):  # what a task's code prints is not the result
+        outcome, tale = _play(folder, wish, pinned, started, core, quiet=format_ is Format.JSON)
     if format_ is Format.JSON:
         typer.echo(json.dumps(_told(outcome, tale)))
     else:
@@ -80,7 +80,7 @@ def config_here(model: str | None) -> str | None:
 
 
 def _play(
-    folder: Path, wish: "Wish", pinned: "Settings | None", started: float, proof: Proof, *, quiet: bool
+    folder: Path, wish: "Wish", pinned: "Settings | None", started: float, core: SecondCore | None, *, quiet: bool
 ) -> "tuple[Result, Tale | None]":
     check_installed()
     try:
@@ -109,7 +109,7 @@ def _play(
                     seed=wish.seed,
                     started=started,
                     script=plan.story or PLAIN,
-                    proof=proof,
+                    core=core,
                 )
             world.play(view.show)
             measure(world, plan.held_out).save(folder)

@@ -2,10 +2,12 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from fleet.task import Recording, Task
 from node.agent import CANNOT_LEARN, Agent
 from node.client_app import client_app
 from node.identity import Identity
+from node.learning import Learning
 from node.promotion import FINAL, UNHEARD, Stage, StageLog
 from node.provisioning import provision
 from node.workshop import InProcess
@@ -33,7 +36,7 @@ from simulations.clock import START, SimulatedClock
 from simulations.grid import Fate, InProcessGrid
 from simulations.once import ADMIT, first_weights, registration
 from simulations.script import PLAIN, Script
-from simulations.second_export import Proof, nothing
+from simulations.second_core import SecondCore
 from simulations.shelf import CountingFetcher, Reach
 
 FIRST_FLOWER_ID = 1000
@@ -83,11 +86,11 @@ class World:
         seed: int,
         started: float,
         script: Script = PLAIN,
-        proof: Proof = nothing,
+        core: SecondCore | None = None,
     ) -> None:
         """Open the run of ``folder``, or begin it; ``started`` is ``time.monotonic()`` when the command began.
 
-        ``proof`` may have what ``coordinator.requantizer.proof_of`` gives for the task.
+        ``core`` knows the same task: there is learned for every other device.
         """
         flwr_compat.quieten()
         torch.set_num_threads(1)  # a node's steps are too small to share out
@@ -99,13 +102,14 @@ class World:
         self.progress = read_progress(folder)
         self._sitting = started - self.progress.wall_s
         self._script = script
+        self._core = core
         self.clock.set_to(script.moment(self.progress.hour))
         self._events = EventLog(folder / "events.jsonl", self.clock)
         self.coordinator, self.repository = found(
             folder / "coordinator",
             task,
             settings.changed(round={"every": HOUR}),
-            register=lambda: registration(task, proof).template,
+            register=lambda: (registration(task, core.proof) if core else registration(task)).template,
             warm_start=lambda: first_weights(task, seed),
             clock=self.clock,
             record=self._events.record("coordinator"),
@@ -195,7 +199,17 @@ class World:
 
     def _step_all(self) -> None:
         for device in self.devices.values():
-            device.agent.step()
+            device.agent.mind()
+        there = [device.agent for name, device in self.devices.items() if self._core_of(name)]
+        here = [device.agent for name, device in self.devices.items() if not self._core_of(name)]
+        with ThreadPoolExecutor(1) as other:  # it waits for the second core, and does nothing itself
+            ended = other.submit(_learn, takewhile(lambda _: self._core and self._core.lives, there))
+            _learn(here)
+            ended.result()
+
+    def _core_of(self, name: str) -> SecondCore | None:
+        """Where a device learns that does not learn here: every other one, as long as there is a second core."""
+        return self._core if self._core and self._core.lives and list(self._recordings).index(name) % 2 else None
 
     def _pause(self) -> None:
         self._step_all()
@@ -209,6 +223,7 @@ class World:
         folder, recording = self.folder / "nodes" / name, self._recordings[name]
         flower_id = FIRST_FLOWER_ID + list(self._recordings).index(name)
         fetcher = CountingFetcher(self.repository.folder, lambda: self._script.reach(name, self.elapsed))
+        core = self._core_of(name)
         agent = provision(
             folder,
             lambda: Identity(
@@ -220,7 +235,7 @@ class World:
                 task=self.task,
             ),
             self.task,
-            workshop=InProcess(fetcher),
+            workshop=InProcess(fetcher, session=core.session if core else Learning.session),
             clock=self.clock,
             admit=ADMIT,
             record=self._recorder(name),
@@ -243,6 +258,11 @@ class World:
                 self.save()  # it is told once: a kill before the end of the hour would lose it
 
         return watch
+
+
+def _learn(agents: Iterable[Agent]) -> None:
+    for agent in agents:
+        agent.learn()
 
 
 def has_windows(device: Device) -> bool:

@@ -1,24 +1,36 @@
-"""The second export of a start, made by a child: the same bytes, or nothing, and nothing left behind."""
+"""A child on another core: it finds what is found here, or nothing, and nothing is left behind."""
 
+import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from coordinator import requantizer
 from coordinator.requantizer import proof_of, register
+from fleet.errors import BudgetError, TrustError
 from fleet.quantization import Template
 from fleet.task import weights_of
-from simulations import second_export as module
+from fleet.weights import Flat
+from node.learning import Learning
+from simulations import second_core as module
 from simulations.once import registration
-from simulations.second_export import second_export
+from simulations.scenario import Scenario, Wish, scenario
+from simulations.second_core import SecondCore, second_core
 from simulations.smartwatch import _feature_constants, smartwatch
+from simulations.world import World
+from tests import toy_task
 
 Begun = list["subprocess.Popen[bytes]"]
 
@@ -33,14 +45,79 @@ def children(monkeypatch: pytest.MonkeyPatch) -> Begun:
     return begun
 
 
+def started(program: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+@pytest.fixture
+def plan() -> Scenario:
+    """Four devices without noise: what they learn is the same wherever they do."""
+    return scenario(Wish(model="cnn", nodes=4, rounds=2, epsilon=math.inf))
+
+
+def played(plan: Scenario, folder: Path, core: SecondCore | None, watch: Callable[[World], None]) -> Any:
+    """The bases of two rounds, and how many sessions each device was charged."""
+    world = World(folder, plan.task, plan.settings, plan.fleet, seed=0, started=time.monotonic(), core=core)
+    with closing(world):
+        for _ in range(2):
+            world._play_hour()
+            watch(world)
+        charges = [len(device.agent.ledger.charges()) for device in world.devices.values()]
+        masters = [world.coordinator.bases[number].master for number in range(3)]
+    return masters, charges
+
+
+@pytest.mark.slow
+def test_a_fleet_learns_the_same_with_a_second_core_and_when_that_dies(
+    plan: Scenario, children: Begun, tmp_path: Path
+) -> None:
+    alone = played(plan, tmp_path / "alone", None, lambda _: None)
+    asked: list[str] = []
+
+    class Counted(SecondCore):
+        def session(self, node: Learning, base: Flat) -> tuple[Flat, int] | None:
+            asked.append(node.name)
+            return super().session(node, base)
+
+    with second_core("cnn", 0):
+        assert played(plan, tmp_path / "two", Counted(children[0]), lambda _: None) == alone
+    assert sorted(asked) == sorted([*plan.fleet][1::2] * 2)
+    with second_core("cnn", 0) as core:
+        assert played(plan, tmp_path / "dies", core, lambda _: children[1].kill()) == alone
+
+
+ANSWERS = [
+    pytest.param({"delta": None, "mu2": 0}, nullcontext(), id="no examples"),
+    pytest.param(
+        {"error": BudgetError.exit_code, "reason": "spent"}, pytest.raises(BudgetError, match="spent"), id="no budget"
+    ),
+]
+
+
+@pytest.mark.parametrize(("answer", "outcome"), ANSWERS)
+def test_what_the_child_says_of_a_session_is_what_it_would_be_here(
+    answer: dict[str, object], outcome: AbstractContextManager[object]
+) -> None:
+    program = f'import sys\nprint(\'{{"proof": ""}}\')\nsys.stdin.readline()\nprint({json.dumps(answer)!r})'
+    node: Any = SimpleNamespace(folder="nowhere")
+    with started(program) as child, outcome:
+        assert SecondCore(child).session(node, np.zeros(3, np.float32)) is None
+
+
+def test_the_child_says_what_it_refuses(tmp_path: Path) -> None:
+    answer = module._learned({}, toy_task.TASK, str(tmp_path), "")
+    assert answer == {"error": TrustError.exit_code, "reason": f"{tmp_path} was never provisioned"}
+
+
 @pytest.mark.slow
 def test_the_child_finds_what_is_found_here(children: Begun) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a world does
     _feature_constants.cache_clear()
     try:
-        with second_export("features", 0) as proof:
-            assert proof() == proof_of(smartwatch("features", 0))
+        with second_core("features", 0) as core:
+            assert core
+            assert core.proof() == core.proof() == proof_of(smartwatch("features", 0))
     finally:
         torch.set_num_threads(threads)
     assert len(children) == 1
@@ -48,51 +125,40 @@ def test_the_child_finds_what_is_found_here(children: Begun) -> None:
 
 def test_the_child_works_on_one_thread_as_a_world_does() -> None:
     program = (
-        "import torch\nfrom coordinator import requantizer\nfrom simulations import second_export\n"
+        "import torch\nfrom coordinator import requantizer\nfrom simulations import second_core\n"
         "torch.set_num_threads(4)\nrequantizer.proof_of = lambda task: b'%d' % torch.get_num_threads()\n"
-        "second_export._prove('features', '0')"
+        "second_core._serve('features', '0')"
     )
-    pipe = subprocess.PIPE  # held open: the child ends with it
-    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe) as child:
-        assert child.stdout
-        assert child.stdout.read() == b"1"
+    with started(program) as child:
+        assert SecondCore(child).proof() == b"1"
 
 
 def test_a_child_that_came_to_nothing_has_nothing_to_say(children: Begun) -> None:
-    with second_export("no-such-model", 0) as proof:
-        assert proof() is None
+    with second_core("no-such-model", 0) as core:
+        assert core
+        assert core.proof() is None
     assert [child.returncode for child in children] == [1]
-
-
-def test_the_start_does_not_wait_until_the_child_has_taken_itself_down() -> None:
-    program = (
-        "import atexit, time\nfrom coordinator import requantizer\nfrom simulations import second_export\n"
-        "atexit.register(time.sleep, 3600)\nrequantizer.proof_of = lambda task: b'found'\n"
-        "second_export._prove('features', '0')"
-    )
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe) as child:
-        assert module._artifact(child) == b"found"
 
 
 def test_a_child_that_cannot_be_begun_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_cores", lambda: 2)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with second_export("features", 0) as proof:
-        assert proof() is None
+    with second_core("features", 0) as core:
+        assert core is None
 
 
 def test_a_child_that_takes_too_long_is_done_without_and_ended(
     children: Begun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LONGEST_S", 0.01)
-    with second_export("features", 0) as proof:
-        assert proof() is None
+    with second_core("features", 0) as core:
+        assert core
+        assert core.proof() is None
     assert [child.returncode for child in children] == [-signal.SIGKILL]
 
 
 def test_no_child_outlives_the_start(children: Begun) -> None:
-    with pytest.raises(KeyboardInterrupt), second_export("features", 0):
+    with pytest.raises(KeyboardInterrupt), second_core("features", 0):
         raise KeyboardInterrupt
     assert [child.returncode for child in children] == [-signal.SIGKILL]
 
@@ -103,8 +169,8 @@ def test_no_child_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
         f"import os, pathlib, time\npathlib.Path({str(working)!r}).write_text(str(os.getpid()))\ntime.sleep(3600)"
     )
     program = (
-        "import time\nfrom simulations import second_export as module\nmodule._cores = lambda: 2\n"
-        "with module.second_export('features', 0):\n    time.sleep(3600)"
+        "import time\nfrom simulations import second_core as module\nmodule._cores = lambda: 2\n"
+        "with module.second_core('features', 0):\n    time.sleep(3600)"
     )
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     with subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths}) as parent:
@@ -133,8 +199,8 @@ def _lives(pid: int) -> bool:
 
 def test_one_core_has_no_child_beside_it(children: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_cores", lambda: 1)
-    with second_export("features", 0) as proof:
-        assert proof() is None
+    with second_core("features", 0) as core:
+        assert core is None
     assert children == []
 
 
