@@ -166,7 +166,7 @@ class Shadow:
         return [Pair(seq, bool(new_right), bool(old_right)) for seq, new_right, old_right in rows]
 
     def labelled(self, candidate: int, watch: Watch) -> int:
-        """How many windows are in ``pairs``, or will be when they are compared."""
+        """How many windows are in ``pairs``, or will be, as far as can be told before they are compared."""
         query = (
             "select count(*) from (select *, case when x is null then rival else watch end as other from reading) "
             "where max(release, other) = :candidate and release != other and label is not null "

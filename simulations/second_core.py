@@ -3,18 +3,19 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from fleet.errors import FleetError, LinkError
+from fleet.errors import FleetError, LinkError, StoreError
 from fleet.garbage import kept_for_good
 
 if TYPE_CHECKING:
@@ -64,13 +65,21 @@ class SecondCore:
             return None
         return np.frombuffer(b64decode(answer["delta"]), np.float32), answer["mu2"]
 
+    def end(self) -> None:
+        """Let it go, and every database that it holds open."""
+        self.lives = False
+        self._child.kill()
+        self._child.wait()
+
     def _order(self, order: dict[str, Any]) -> None:
+        assert self._child.stdin  # noqa: S101 - begun with a pipe
         try:
-            if self._child.stdin:
-                self._child.stdin.write(json.dumps(order).encode() + b"\n")
-                self._child.stdin.flush()
+            self._child.stdin.write(json.dumps(order).encode() + b"\n")
+            self._child.stdin.flush()
         except OSError:
             self._child.kill()  # and so it answers nothing
+            with suppress(OSError):
+                self._child.stdin.close()  # or what it did not read would be written once more at the end
 
     def _answer(self) -> dict[str, Any] | None:
         timer = threading.Timer(LONGEST_S, self._child.kill)
@@ -89,7 +98,7 @@ class SecondCore:
 
 @contextmanager
 def second_core(model: str, fold: int) -> Iterator[SecondCore | None]:
-    """A child that knows the built-in task, and ends with us; None where there is no other core."""
+    """A child that knows the built-in task, and ends with us; None where there is no other core, or no child."""
     child = _child(model, fold) if _cores() > 1 else None
     if child is None:
         yield None
@@ -154,6 +163,8 @@ def _learned(nodes: "dict[str, Learning]", task: "Task", folder: str, base: str)
         session = nodes[folder].session(np.frombuffer(b64decode(base), np.float32))
     except FleetError as error:
         return {"error": error.exit_code, "reason": str(error)}
+    except (OSError, sqlite3.Error) as error:  # a full disk: what was asked for is not done, and this goes on
+        return {"error": StoreError.exit_code, "reason": str(error)}
     delta, mu2 = session or (None, 0)
     return {"delta": None if delta is None else _text(delta.tobytes()), "mu2": mu2}
 

@@ -54,7 +54,7 @@ def simulate(
         wish = Wish(config_here(model), model or "features", fold, seed, nodes, rounds, epsilon, story)
         pinned = None
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    anew = pinned is None and wish.config is None  # a task of one's own was exported by its check
+    anew = pinned is None and wish.config is None  # else its check exported the task, or the run's beginning did
     meanwhile = second_core(wish.model, wish.fold) if anew else nullcontext()
     with meanwhile as core, redirect_stdout(sys.stderr):  # what a task's code prints is not the result
         outcome, tale = _play(folder, wish, pinned, started, core, quiet=format_ is Format.JSON)

@@ -168,7 +168,9 @@ class World:
         _write_progress(self.folder, self.progress)
 
     def close(self) -> None:
-        """Let go of every database."""
+        """Let go of every database, here and on the second core."""
+        if self._core:
+            self._core.end()
         self.coordinator.registry.close()
         for device in self.devices.values():
             device.agent.close()
@@ -202,10 +204,14 @@ class World:
             device.agent.mind()
         there = [device.agent for name, device in self.devices.items() if self._core_of(name)]
         here = [device.agent for name, device in self.devices.items() if not self._core_of(name)]
-        with ThreadPoolExecutor(1) as other:  # it waits for the second core, and does nothing itself
-            ended = other.submit(_learn, takewhile(lambda _: self._core and self._core.lives, there))
-            _learn(here)
-            ended.result()
+        with ThreadPoolExecutor(1) as other:  # it computes nothing: torch is for one thread
+            try:
+                ended = other.submit(_learn, takewhile(lambda _: self._core and self._core.lives, there))
+                _learn(here)
+                ended.result()
+            except BaseException:  # Ctrl-C: no session is begun any more
+                there.clear()
+                raise
 
     def _core_of(self, name: str) -> SecondCore | None:
         """Where a device learns that does not learn here: every other one, as long as there is a second core."""

@@ -21,7 +21,11 @@ def _leave_out_the_front_page() -> None:
         if spec.loader is None or (name.startswith("__") and name not in ("__all__", "__version__")):
             raise AttributeError(f"module 'opacus' has no attribute {name!r}")
         del vars(opacus)["__getattr__"]
-        spec.loader.exec_module(opacus)
+        try:
+            spec.loader.exec_module(opacus)
+        except BaseException:
+            vars(opacus)["__getattr__"] = attribute  # whoever asks again is told why again
+            raise
         return getattr(opacus, name)
 
     vars(opacus)["__getattr__"] = attribute

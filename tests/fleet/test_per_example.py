@@ -63,6 +63,20 @@ print(opacus.__version__)
     assert alone(code)[0].isdigit()
 
 
+def test_whoever_asks_again_for_what_cannot_be_imported_is_told_why_again() -> None:
+    code = """
+import sys
+sys.modules["scipy"] = None
+import fleet.privacy.per_example
+for _ in range(2):
+    try:
+        from opacus import PrivacyEngine
+    except ImportError as error:
+        print(error.name)
+"""
+    assert alone(code).split() == ["scipy", "scipy"]
+
+
 def test_opacus_is_taken_as_it_is_where_somebody_has_imported_it() -> None:
     code = """
 import warnings

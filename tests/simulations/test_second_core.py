@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ import torch
 
 from coordinator import requantizer
 from coordinator.requantizer import proof_of, register
-from fleet.errors import BudgetError, TrustError
+from fleet.errors import BudgetError, LinkError, StoreError, TrustError
 from fleet.quantization import Template
 from fleet.task import weights_of
 from fleet.weights import Flat
@@ -56,14 +58,15 @@ def plan() -> Scenario:
 
 
 def played(plan: Scenario, folder: Path, core: SecondCore | None, watch: Callable[[World], None]) -> Any:
-    """The bases of two rounds, and how many sessions each device was charged."""
+    """The bases of two rounds, and what each device was charged."""
     world = World(folder, plan.task, plan.settings, plan.fleet, seed=0, started=time.monotonic(), core=core)
     with closing(world):
         for _ in range(2):
             world._play_hour()
             watch(world)
-        charges = [len(device.agent.ledger.charges()) for device in world.devices.values()]
+        charges = {name: device.agent.ledger.charges() for name, device in world.devices.items()}
         masters = [world.coordinator.bases[number].master for number in range(3)]
+    assert list(folder.rglob("*-wal")) == [], "every database is let go of"
     return masters, charges
 
 
@@ -86,6 +89,25 @@ def test_a_fleet_learns_the_same_with_a_second_core_and_when_that_dies(
         assert played(plan, tmp_path / "dies", core, lambda _: children[1].kill()) == alone
 
 
+@pytest.mark.slow
+def test_what_a_child_charged_that_died_of_a_session_stays_charged_and_the_session_is_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    plan = scenario(Wish(model="cnn", nodes=4, rounds=4))
+    alone = played(plan, tmp_path / "alone", None, lambda _: None)[1]
+    program = (
+        "import os\nfrom coordinator import requantizer\nfrom node import learner\n"
+        "from simulations import second_core\n"
+        "requantizer.proof_of = lambda task: b''\nlearner.session = lambda *_, **__: os._exit(1)\n"
+        "second_core._serve('cnn', '0')"
+    )
+    with started(program) as child:
+        dies = played(plan, tmp_path / "dies", SecondCore(child), lambda _: None)[1]
+    first = [*plan.fleet][1]
+    assert dies == alone | {first: [alone[first][0], *alone[first]]}
+
+
+PROOF = '{"proof": ""}'
 ANSWERS = [
     pytest.param({"delta": None, "mu2": 0}, nullcontext(), id="no examples"),
     pytest.param(
@@ -98,15 +120,50 @@ ANSWERS = [
 def test_what_the_child_says_of_a_session_is_what_it_would_be_here(
     answer: dict[str, object], outcome: AbstractContextManager[object]
 ) -> None:
-    program = f'import sys\nprint(\'{{"proof": ""}}\')\nsys.stdin.readline()\nprint({json.dumps(answer)!r})'
+    program = f"import sys\nprint('{PROOF}', flush=True)\nsys.stdin.readline()\nprint({json.dumps(answer)!r})"
     node: Any = SimpleNamespace(folder="nowhere")
     with started(program) as child, outcome:
         assert SecondCore(child).session(node, np.zeros(3, np.float32)) is None
 
 
-def test_the_child_says_what_it_refuses(tmp_path: Path) -> None:
+def test_the_child_says_what_it_refuses_and_what_fails_here(tmp_path: Path) -> None:
     answer = module._learned({}, toy_task.TASK, str(tmp_path), "")
     assert answer == {"error": TrustError.exit_code, "reason": f"{tmp_path} was never provisioned"}
+    full: Any = SimpleNamespace(session=Mock(side_effect=sqlite3.OperationalError("database or disk is full")))
+    answer = module._learned({"node": full}, toy_task.TASK, "node", "")
+    assert answer == {"error": StoreError.exit_code, "reason": "database or disk is full"}
+
+
+def test_an_order_that_nobody_reads_any_more_leaves_nothing_to_write() -> None:
+    node: Any = SimpleNamespace(folder="nowhere", session=lambda base: "learned here")
+    base = np.zeros(3, np.float32)
+    with started(f"print('{PROOF}')") as child:
+        core = SecondCore(child)
+        core.proof()
+        child.wait()
+        with pytest.raises(LinkError):
+            core.session(node, base)
+        assert core.session(node, base) == "learned here"
+
+
+def test_interrupted_no_session_is_begun_any_more() -> None:
+    learned: list[str] = []
+
+    def device(name: str) -> Any:
+        def learn() -> None:
+            learned.append(name)
+            if name == "a":
+                raise KeyboardInterrupt
+            time.sleep(0.3)
+
+        return SimpleNamespace(agent=SimpleNamespace(mind=lambda: None, learn=learn))
+
+    world: Any = object.__new__(World)
+    world._core, world._recordings = SimpleNamespace(lives=True), "abcd"
+    world.devices = {name: device(name) for name in "abcd"}
+    with pytest.raises(KeyboardInterrupt):
+        world._step_all()
+    assert set(learned) <= {"a", "b"}
 
 
 @pytest.mark.slow
