@@ -3,13 +3,15 @@
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 
-def end_with_parent() -> None:
-    """The parent holds our input open and writes nothing more: when it ends, so does this."""
-    threading.Thread(target=_wait_and_end, daemon=True).start()
+def end_with_parent(heed: Callable[[str], object] = lambda _: None) -> None:
+    """The parent holds our input open: when it ends, so does this. What it writes until then is heeded line by line."""
+    threading.Thread(target=_heed_and_end, args=[heed], daemon=True).start()
 
 
-def _wait_and_end() -> None:
-    sys.stdin.read()
+def _heed_and_end(heed: Callable[[str], object]) -> None:
+    for line in sys.stdin:
+        heed(line)
     os._exit(1)

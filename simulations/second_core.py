@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleet.errors import FleetError, LinkError, StoreError
 from fleet.garbage import kept_for_good
+from fleet.parent import end_with_parent
 
 if TYPE_CHECKING:
     from fleet.task import Task
@@ -104,10 +105,11 @@ def second_core(model: str, fold: int) -> Iterator[SecondCore | None]:
         yield None
         return
     with child:
+        core = SecondCore(child)
         try:
-            yield SecondCore(child)
+            yield core
         finally:
-            child.kill()
+            core.end()
 
 
 def _cores() -> int:
@@ -129,7 +131,7 @@ def _serve(model: str, fold: str) -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a person's Ctrl-C is the parent's, who ends this
     orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    threading.Thread(target=_listen, args=[orders], daemon=True).start()
+    end_with_parent(lambda line: orders.put(json.loads(line)))
     with kept_for_good():
         import torch
 
@@ -142,13 +144,6 @@ def _serve(model: str, fold: str) -> None:
     nodes: dict[str, Learning] = {}
     while True:
         print(json.dumps(_learned(nodes, task, **orders.get())), file=said, flush=True)
-
-
-def _listen(orders: "SimpleQueue[dict[str, Any]]") -> None:
-    """The parent's orders, a line each; when it ends, so does this, in the middle of whatever it does."""
-    for line in sys.stdin:
-        orders.put(json.loads(line))
-    os._exit(1)
 
 
 def _learned(nodes: "dict[str, Learning]", task: "Task", folder: str, base: str) -> dict[str, Any]:

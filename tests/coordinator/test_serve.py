@@ -26,7 +26,8 @@ from fleet.signing import sha256
 from node.coordinator_client import CoordinatorClient
 from tests.coordinator.conftest import Fleet
 from tests.coordinator.served import SETTINGS, TASK, ask, prepare, served
-from tests.coordinator.wearer import Wearer, until
+from tests.coordinator.wearer import Wearer
+from tests.waiting import until
 
 PROTOBUF = "application/protobuf"
 QUICK = SETTINGS.replace('every = "1h"', 'every = "1s"').replace('deadline = "1m"', 'deadline = "10m"')

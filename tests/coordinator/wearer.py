@@ -4,7 +4,6 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -112,11 +111,3 @@ class Wearer:
                 "delta": ArrayRecord({"delta": Array("float32", (len(payload) // 4,), CODEC, payload)}),
             }
         )
-
-
-def until(holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    """Wait for something to become true, or fail."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)

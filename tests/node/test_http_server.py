@@ -5,7 +5,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -240,13 +240,6 @@ def test_a_client_that_leaves_in_the_middle_hurts_nobody(served: Served) -> None
         with served.connect() as client:
             client.sendall(GET[:cut])
     assert served.says(GET).endswith(b"GET /a 0")
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_the_connection_that_was_idle_longest_makes_room(served: Served) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from fleet.quantization import Template
 from tests.coordinator.served import TASK, served
-from tests.coordinator.wearer import until
 from tests.programs.program import Program, edgefleet, only_line
+from tests.waiting import until
 
 
 def test_a_coordinators_folder_is_served_by_one_process(tmp_path: Path, template: Template) -> None:

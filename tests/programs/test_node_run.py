@@ -26,9 +26,10 @@ from node.coordinator_client import CoordinatorClock
 from node.status import status
 from node.visit import visit
 from tests.coordinator.served import SETTINGS, served
-from tests.coordinator.wearer import Wearer, clock, until
+from tests.coordinator.wearer import Wearer, clock
 from tests.programs.program import ROOT, Program, edgefleet, only_line
 from tests.programs.test_enrol import invited, joined
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 TASK = f"{ROOT / 'tests' / 'coordinator' / 'tiny.py'}:TASK"

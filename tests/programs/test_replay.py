@@ -12,10 +12,10 @@ from fleet.errors import LinkError, UsageError
 from node.client import Client
 from node.replay import read
 from node.status import status
-from tests.coordinator.wearer import until
 from tests.http_server import http_server
 from tests.programs.program import Program, edgefleet, only_line
 from tests.programs.test_enrol import invited, joined
+from tests.waiting import until
 
 X = np.linspace(-3, 3, 20, dtype=np.float32).reshape(5, 4)
 Y = np.array([0, 1, 2, 0, 1])

@@ -10,8 +10,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.coordinator.wearer import until
 from tests.programs.program import ROOT, Program
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.slow,

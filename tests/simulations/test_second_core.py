@@ -33,6 +33,7 @@ from simulations.second_core import SecondCore, second_core
 from simulations.smartwatch import _feature_constants, smartwatch
 from simulations.world import World
 from tests import toy_task
+from tests.waiting import until
 
 Begun = list["subprocess.Popen[bytes]"]
 
@@ -232,17 +233,10 @@ def test_no_child_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     with subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": paths}) as parent:
         try:
-            _wait(lambda: working.exists() and working.read_text() != "")
+            until(lambda: working.exists() and working.read_text() != "")
         finally:
             parent.kill()
-    _wait(lambda: not _lives(int(working.read_text())))
-
-
-def _wait(until: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not until():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not _lives(int(working.read_text())))
 
 
 def _lives(pid: int) -> bool:

@@ -32,9 +32,10 @@ from tests.coordinator.conftest import SETTINGS, SIZE, TASK, Fleet, Sent, delta_
 from tests.coordinator.served import ask
 from tests.coordinator.test_admission import Attack, Scene, spoiled
 from tests.coordinator.test_superlink import FOLDED, let_fold
-from tests.coordinator.wearer import Wearer, until
+from tests.coordinator.wearer import Wearer
 from tests.node.conftest import Toy
 from tests.transports.networks import Embedded, events, now
+from tests.waiting import until
 
 YEAR = timedelta(days=366)
 TWO_GB = 2**31
