@@ -1,12 +1,10 @@
 """What a person sees of a fleet of processes: one line a node, as it changes."""
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
+from simulations.live_view import LiveView
 from simulations.up import Fleet
 
 _ROUND = {
@@ -16,37 +14,15 @@ _ROUND = {
 }
 
 
-class UpView:
-    """A live table on a terminal, a line for each thing that happens elsewhere; nothing if ``quiet``."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-        self._told: set[str] = set()
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def say(self, line: str) -> None:
-        """One line that stays."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+class UpView(LiveView):
+    """A line for each node on a terminal, and for each thing that the coordinator did."""
 
     def show(self, fleet: Fleet, overview: dict[str, Any]) -> None:
         """Bring the view up to date."""
-        at = f"{fleet.elapsed_s:5.1f} s"
         for line in _news(overview):
-            if line not in self._told:
-                self._told.add(line)
-                self.say(f"{at}  {line}")
-        if self._console.is_terminal:
-            self._live.update(_table(fleet))
+            self.tell(line, fleet.elapsed_s)
+        if self.on_terminal:
+            self.draw(_table(fleet))
 
 
 def _news(overview: dict[str, Any]) -> list[str]:

@@ -1,14 +1,10 @@
 """What a person sees: rounds as they happen, and a table at the end."""
 
 import math
-import sys
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -19,6 +15,7 @@ from fleet.messages import Watch
 from fleet.release import Release
 from fleet.settings import Settings
 from simulations.clock import START
+from simulations.live_view import LiveView
 from simulations.result import Result
 from simulations.stories.story import Tale
 from simulations.world import World
@@ -34,52 +31,31 @@ _PHASES = {
 }
 
 
-class View:
-    """A live view on a terminal; a line for each thing that happens elsewhere; nothing if ``quiet``."""
+class View(LiveView):
+    """How far a run has come: its rounds and its fleet on a terminal, elsewhere a line for each that ended."""
 
     def __init__(self, settings: Settings, *, quiet: bool) -> None:
-        self._console = Console(file=sys.stderr, quiet=quiet)  # this one: the exporter runs with another
         self._bar = Progress(
             TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), expand=False
         )
         self._rounds = self._bar.add_task("", total=settings.round.rounds, note="starting: exporting the model")
-        self._live = Live(self._bar, console=self._console, transient=True, refresh_per_second=8)
-        self._told: set[str] = set()
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def say(self, line: str) -> None:
-        """One line that stays."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+        super().__init__(self._bar, quiet=quiet)
 
     def show(self, world: World) -> None:
         """Bring the view up to date."""
         played = world.coordinator.registry.rounds.closed()
         day, hour = divmod(round((world.clock() - START).total_seconds() / 3600), 24)
         self._bar.update(self._rounds, completed=played, note=f"simulated day {day + 1}, {hour:02}:00")
-        if self._console.is_terminal:
-            self._live.update(Group(self._bar, _fleet(world)))
+        if self.on_terminal:
+            self.draw(Group(self._bar, _fleet(world)))
         else:
             for round_, state, replies in _rounds(world):
                 if state != RoundState.OPEN:
-                    self._tell(f"{round_} {state}: {replies}", world)
+                    self.tell(f"{round_} {state}: {replies}", world.wall_s)
         for release, rollout in world.coordinator.registry.releases.all():
             if release.number > 0:
                 shadow = world.coordinator.delivery.evidence(release, Watch.SHADOW, world.devices)
-                self._tell(f"release {release.number} {standing(release, rollout, shadow)}", world)
-
-    def _tell(self, line: str, world: World) -> None:
-        if line not in self._told:
-            self._told.add(line)
-            self.say(f"{world.wall_s:6.1f} s  {line}")
+                self.tell(f"release {release.number} {standing(release, rollout, shadow)}", world.wall_s)
 
 
 def standing(release: Release, state: RolloutState, shadow: Pooled) -> str:

@@ -23,15 +23,12 @@ from fleet.signing import sha256
 from fleet.trust.repository import Repository
 from node.installer import FolderFetcher, Installer
 from tests.coordinator.conftest import SETTINGS, Fleet
+from tests.power_cut import PowerCut
 
 ONE_ROUND = SETTINGS.changed(
     round={"rounds": 1},
     release={"every_rounds": 1, "waves": (0.3, 1.0), "probation_windows": 10, "wave_quorum": 1.0},
 )
-
-
-class PowerCut(BaseException):
-    """The process is gone."""
 
 
 @contextmanager

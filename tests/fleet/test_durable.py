@@ -11,12 +11,9 @@ from typing import Any
 import pytest
 
 from fleet import durable
+from tests.power_cut import PowerCut
 
 STEPS = ("open", "fsync", "replace", "open", "fsync")  # of the part, of its bytes, over the file; the folder's
-
-
-class PowerCut(BaseException):
-    """The process is gone."""
 
 
 class Disk:

@@ -6,13 +6,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from fleet import durable
 from fleet.errors import TamperedError, UsageError
 from fleet.trust.keys import KEY_OF, Keyring
-
-
-class PowerCut(BaseException):
-    """The process is gone."""
+from tests.power_cut import PowerCut, power_for_writes
 
 
 def keyids(keyring: Keyring) -> dict[str, list[str]]:
@@ -45,20 +41,9 @@ def test_a_key_ring_does_not_print_its_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("done", range(5))
-def test_a_key_ring_cut_short_keeps_the_keys_it_had_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
-) -> None:
-    real, writes = durable.write, iter(range(100))
-
-    def cut(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-        if next(writes) == done:
-            raise PowerCut
-        real(path, data, mode=mode)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(durable, "write", cut)
-        with pytest.raises(PowerCut):
-            Keyring.create(tmp_path)
+def test_a_key_ring_cut_short_keeps_the_keys_it_had_made(tmp_path: Path, done: int) -> None:
+    with power_for_writes(done), pytest.raises(PowerCut):
+        Keyring.create(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pem")}
     Keyring.create(tmp_path)
     assert len(before) == done

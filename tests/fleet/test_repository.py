@@ -13,13 +13,10 @@ from fleet.errors import TamperedError, UsageError
 from fleet.trust.keys import Keyring
 from fleet.trust.repository import LIFETIME, Repository
 from node.installer import FolderFetcher, Installer
+from tests.power_cut import PowerCut, power_for_writes
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 PLAN = "rollout/stable.json"
-
-
-class PowerCut(BaseException):
-    """The process is gone."""
 
 
 class Forgetful:
@@ -70,18 +67,6 @@ def base(number: int, name: str = "weights.bin") -> str:
     return f"bases/{number:08d}/{name}"
 
 
-def cut_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
-    """Let ``writes`` durable writes pass, then cut the power."""
-    real, passed = durable.write, iter(range(1000))
-
-    def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-        if next(passed) >= writes:
-            raise PowerCut
-        real(path, data, mode=mode)
-
-    monkeypatch.setattr(durable, "write", write)
-
-
 def test_a_node_fetches_what_was_published(world: World) -> None:
     world.repository.publish("releases", {base(1): b"one", "templates/ab.bin": b"graph"})
     world.repository.publish("rollout", {PLAN: b"{}"})
@@ -99,14 +84,10 @@ def test_roles_expire_as_the_key_table_says(world: World) -> None:
 
 
 @pytest.mark.parametrize("cut", range(6))
-def test_a_repository_cut_short_is_finished_with_the_same_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
-) -> None:
+def test_a_repository_cut_short_is_finished_with_the_same_root(tmp_path: Path, cut: int) -> None:
     world = World(tmp_path)
-    with monkeypatch.context() as patch:
-        cut_after(patch, cut)
-        with pytest.raises(PowerCut):
-            world.repository.create()
+    with power_for_writes(cut), pytest.raises(PowerCut):
+        world.repository.create()
     root = tmp_path / "repository/metadata/1.root.json"
     before = root.read_bytes() if cut else None
     world.now += timedelta(hours=1)
@@ -121,16 +102,14 @@ def test_a_repository_cut_short_is_finished_with_the_same_root(
 @pytest.mark.parametrize("restart", [pytest.param(False, id="same process"), pytest.param(True, id="restarted")])
 @pytest.mark.parametrize("cut", range(5))
 def test_a_publication_cut_short_is_seen_as_the_old_one_and_healed_by_the_next(
-    world: World, monkeypatch: pytest.MonkeyPatch, cut: int, restart: bool
+    world: World, cut: int, restart: bool
 ) -> None:
     world.repository.publish("releases", {base(1): b"one"})
     two = {base(2): b"two", base(2, "manifest.json"): b"{}"}
     node = world.node()
     node.refresh()
-    with monkeypatch.context() as patch:
-        cut_after(patch, cut)
-        with pytest.raises(PowerCut):
-            world.repository.publish("releases", two)
+    with power_for_writes(cut), pytest.raises(PowerCut):
+        world.repository.publish("releases", two)
     node.refresh()
     assert (node.fetch(base(1)), node.fetch(base(2))) == (b"one", None)
     world.repository = world.restarted() if restart else world.repository
@@ -160,19 +139,17 @@ def test_a_version_is_not_used_again_if_the_write_that_published_it_failed_late(
     assert (node.fetch(base(1)), node.fetch(base(2))) == (b"one", b"two")
 
 
-def test_other_bytes_may_follow_a_publication_that_nobody_saw(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        cut_after(patch, 3)
-        with pytest.raises(PowerCut):
-            world.repository.publish("releases", {base(1): b"one"})
+def test_other_bytes_may_follow_a_publication_that_nobody_saw(world: World) -> None:
+    with power_for_writes(3), pytest.raises(PowerCut):
+        world.repository.publish("releases", {base(1): b"one"})
     world.repository.publish("releases", {base(1): b"another one"})
     assert world.seen(base(1)) == b"another one"
 
 
-def test_publishing_the_same_again_writes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_the_same_again_writes_nothing(world: World) -> None:
     world.repository.publish("releases", {base(1): b"one"})
-    cut_after(monkeypatch, 0)
-    world.repository.publish("releases", {base(1): b"one"})
+    with power_for_writes(0):
+        world.repository.publish("releases", {base(1): b"one"})
 
 
 def test_publishing_the_same_again_restores_a_lost_file(world: World) -> None:

@@ -48,6 +48,7 @@ from node.provisioning import provision
 from node.shadow import Shadow
 from node.slots import Slots
 from node.workshop import InProcess
+from tests.power_cut import PowerCut
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes([7] * 32))
@@ -56,10 +57,6 @@ SETTINGS = Settings().changed(
     privacy={"planned_releases": 4}, round={"rounds": 2, "max_staleness": 1}, release={"probation_windows": 2}
 )
 X = np.array([0.5, 0.0], np.float32)
-
-
-class PowerCut(BaseException):
-    """The process is gone."""
 
 
 class Link(FolderFetcher):

@@ -22,14 +22,11 @@ from node.buffer import Buffer
 from node.learner import Learner, PerExampleGradients
 from node.ledger import Ledger
 from node.store import open_store
+from tests.power_cut import PowerCut
 
 BUDGET = Budget(8.0, 1e-5)
 SIGNATURE = Signature("x", (3,), -1.0, 1.0, ("a", "b", "c"))
 CLIPPING_NORM = 0.3
-
-
-class PowerCut(BaseException):
-    """The process is gone."""
 
 
 class Front(nn.Module):

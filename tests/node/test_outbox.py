@@ -15,6 +15,7 @@ from fleet.signing import sha256, unseal
 from node.ledger import Ledger
 from node.outbox import Outbox, Parcel
 from node.store import open_store
+from tests.power_cut import PowerCut
 
 DELTA = np.array([1, -2, 3], np.float32)
 
@@ -134,9 +135,6 @@ def test_a_session_that_was_bound_waits_no_longer(outbox: Outbox) -> None:
 def test_an_update_that_cannot_be_signed_leaves_its_session_waiting(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class PowerCut(BaseException):
-        """The process is gone."""
-
     def cut(*_: object) -> None:
         raise PowerCut
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleet import durable
 from fleet.errors import SignatureError, TrustError
 from fleet.messages import Watch
 from fleet.release import Rollout
@@ -19,13 +18,10 @@ from node.serving import Serving
 from node.shadow import Shadow
 from node.slots import Pointer, Slots
 from node.store import open_store
+from tests.power_cut import PowerCut, power_for_writes
 
 EVERYBODY = "f" * 64
 NOBODY = ""
-
-
-class PowerCut(BaseException):
-    """The process is gone."""
 
 
 class Node:
@@ -420,13 +416,6 @@ def test_I7_the_evidence_and_the_move_are_on_the_disk_before_the_pointer_moves(
     assert seen[-1] == (Pointer(1, None), Pointer(2, 1), "probation", 3 + 4)
 
 
-def crash_while_pointing(node: Node, patch: pytest.MonkeyPatch) -> None:
-    def cut(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-        raise PowerCut
-
-    patch.setattr(durable, "write", cut)
-
-
 def crash_after(stage: Stage) -> Callable[[Node, pytest.MonkeyPatch], None]:
     def arrange(node: Node, patch: pytest.MonkeyPatch) -> None:
         real = StageLog.append
@@ -464,32 +453,19 @@ def test_a_crash_between_two_moves_heals_when_the_node_is_opened_again(
     assert (node.says(), node.stage(2)) == (2, Stage.COMMITTED)
 
 
-def test_a_crash_while_the_pointer_is_written_heals_when_the_node_is_opened_again(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_while_the_pointer_is_written_heals_when_the_node_is_opened_again(node: Node) -> None:
     node.offer(2)
-    with monkeypatch.context() as patch:
-        crash_while_pointing(node, patch)
-        with pytest.raises(PowerCut):
-            node.pull(Rollout(2, "salt", EVERYBODY))
+    with power_for_writes(0), pytest.raises(PowerCut):
+        node.pull(Rollout(2, "salt", EVERYBODY))
     assert node.slots.pointer() == Pointer(1, None)
     node.open()
     assert (node.says(), node.slots.pointer()) == (2, Pointer(2, 1))
 
 
 @pytest.mark.parametrize("done", range(4))
-def test_a_download_that_was_cut_short_is_done_again(node: Node, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
-    real, writes = durable.write, iter(range(100))
-
-    def cut(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-        if next(writes) == done:
-            raise PowerCut
-        real(path, data, mode=mode)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(durable, "write", cut)
-        with pytest.raises(PowerCut):
-            node.offer(2)
+def test_a_download_that_was_cut_short_is_done_again(node: Node, done: int) -> None:
+    with power_for_writes(done), pytest.raises(PowerCut):
+        node.offer(2)
     node.open()
     assert (node.stage(2), node.says()) == (None, 1)
     node.offer(2)

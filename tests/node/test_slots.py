@@ -9,13 +9,10 @@ from fleet.errors import TamperedError
 from fleet.release import Release
 from fleet.signing import sha256
 from node.slots import Pointer, Slots
+from tests.power_cut import PowerCut
 
 ARTIFACT, GOLDEN = b"the artifact", b"the golden inputs"
 FILES = ("artifact.onnx", "golden.bin", "manifest.json", "digests.json")
-
-
-class PowerCut(BaseException):
-    """The process is gone."""
 
 
 def release(number: int = 1) -> Release:
