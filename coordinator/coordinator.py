@@ -9,19 +9,19 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from coordinator.admission import Rules, admit
-from coordinator.aggregation import RULES
+from coordinator.aggregation import RULES, Entry
 from coordinator.asks import INSTRUCTION_LIFE
 from coordinator.bases import Bases
 from coordinator.delivery import Delivery
 from coordinator.publisher import Publisher
 from coordinator.registry import Registry
 from coordinator.round import Round, RoundState, is_due, verdict
-from coordinator.rounds import Refusal
+from coordinator.rounds import BaseRow, Refusal
 from coordinator.strategy import ServerStep
 from coordinator.vault import Vault
 from fleet.enrolment import Welcome
 from fleet.errors import RefusedError, TamperedError
-from fleet.events import Record, ignore
+from fleet.events import LONGEST_TEXT, Record, ignore
 from fleet.messages import UpdateInstruction
 from fleet.settings import Settings
 from fleet.signing import Sealed
@@ -156,45 +156,41 @@ class Coordinator:
             spooled = self._spool.put(admitted.delta)
             self.registry.rounds.accept(admitted, spooled)
         except RefusedError as error:
-            self.registry.rounds.refuse(Refusal(round_.number, node, error.code, str(error)))
-            self._record("refused", round=round_.number, node=node, code=error.code, reason=str(error))
+            reason = str(error)[:LONGEST_TEXT]
+            self.registry.rounds.refuse(Refusal(round_.number, node, error.code, reason))
+            self._record("refused", round=round_.number, node=node, code=error.code, reason=reason)
 
     def note_failure(self, round_: Round, node: str, reason: str) -> None:
         """Record that a node answered with an error, or with what could not be read."""
-        self._record("no-update", round=round_.number, node=node, code="failed", reason=reason[:200])
+        self._record("no-update", round=round_.number, node=node, code="failed", reason=reason)
 
     def settle_round(self, round_: Round) -> RoundState:
         """Close or fail the round if it is time; what became of it."""
-        admitted = len(self.registry.rounds.entries(round_))
-        asked = len(self.registry.roster.active())
-        state = verdict(
-            round_, admitted=admitted, asked=asked, min_updates=self._settings.round.min_updates, now=self._clock()
-        )
+        entries = self.registry.rounds.entries(round_)
+        asked, enough = len(self.registry.roster.active()), self._settings.round.min_updates
+        state = verdict(round_, admitted=len(entries), asked=asked, min_updates=enough, now=self._clock())
         if state is RoundState.CLOSED:
             try:
-                state = self._close(round_)
+                base = self._next_base(round_, entries)
+                if not self.registry.rounds.close(round_, base, entries):  # a node was revoked meanwhile
+                    return RoundState.OPEN
             except (ValueError, TamperedError) as error:  # cannot be quantized, or read: the next round's may be
                 state = RoundState.FAILED
                 self._record("unusable", round=round_.number, reason=str(error))
+            else:
+                self.bases.publish(base)
+                self._spool.clear()
+                self._record("round-closed", round=round_.number, updates=len(entries), base=base.number)
         if state is RoundState.FAILED:
             self.registry.rounds.fail(round_.number)
-            self._record("round-failed", round=round_.number, updates=admitted, asked=asked)
+            self._record("round-failed", round=round_.number, updates=len(entries), asked=asked)
         return state
 
-    def _close(self, round_: Round) -> RoundState:
-        """Still open, if a node was revoked while the mean was made."""
-        rounds = self.registry.rounds
-        entries = rounds.entries(round_)
+    def _next_base(self, round_: Round, entries: list[Entry]) -> BaseRow:
         mean = RULES[self._settings.round.aggregation](entries, self._spool.get)
         last = self.bases.newest()
         master, memory = self._server_step(last.number + 1, self.bases.master(last), mean, self.bases.memory(last))
-        base = self.bases.next(round_.number, master, memory)
-        if not rounds.close(round_, base, entries):
-            return RoundState.OPEN
-        self.bases.publish(base)
-        self._spool.clear()
-        self._record("round-closed", round=round_.number, updates=len(entries), base=base.number)
-        return RoundState.CLOSED
+        return self.bases.next(round_.number, master, memory)
 
     def _rules(self) -> Rules:
         settings = self._settings

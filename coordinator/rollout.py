@@ -72,7 +72,7 @@ def judge(
 
 
 def _is_ripe(state: RolloutState, reports: int, asked: int, settings: ReleaseSettings, now: datetime) -> bool:
-    over = now - state.since >= settings.patience
+    over = abs(now - state.since) >= settings.patience
     if state.phase is Phase.SHADOW:
         return over or reports >= asked
     return over or reports >= settings.wave_quorum * asked

@@ -30,13 +30,13 @@ def is_due(rounds: Sequence[Round], *, plan: int, every: timedelta, now: datetim
     if not rounds:
         return plan > 0
     last = rounds[-1]
-    return last.state is not RoundState.OPEN and len(rounds) < plan and now - last.opened >= every
+    return last.state is not RoundState.OPEN and len(rounds) < plan and abs(now - last.opened) >= every
 
 
 def verdict(round_: Round, *, admitted: int, asked: int, min_updates: int, now: datetime) -> RoundState:
     """What an open round becomes now: closed when all answered, or at its deadline by quorum; else it waits."""
     if admitted >= asked >= min_updates:
         return RoundState.CLOSED
-    if now < round_.deadline:
+    if abs(now - round_.opened) < round_.deadline - round_.opened:  # a clock that went back must not hold it open
         return RoundState.OPEN
     return RoundState.CLOSED if admitted >= min_updates else RoundState.FAILED

@@ -14,6 +14,8 @@ from coordinator.round import Round, RoundState
 from coordinator.tables import bases, nodes, refusals, rounds, updates
 from fleet.errors import RefusedError, TamperedError
 
+MOST_REFUSALS = 20  # of one node in one round: it is asked again and again, and must not fill the disk
+
 
 @dataclass(frozen=True, slots=True)
 class BaseRow:
@@ -105,10 +107,13 @@ class Rounds:
         return True
 
     def refuse(self, refusal: Refusal) -> None:
-        """Record why a reply was dropped."""
+        """Record why a reply was dropped; not more than ``MOST_REFUSALS`` times a node and round."""
         row = {"round": refusal.round, "node": refusal.node, "code": refusal.code, "reason": refusal.reason}
+        of_node = refusals.c.round == refusal.round, refusals.c.node == refusal.node
         with self._engine.begin() as connection:
-            connection.execute(insert(refusals).values(row))
+            known = connection.execute(select(func.count()).select_from(refusals).where(*of_node)).scalar_one()
+            if known < MOST_REFUSALS:
+                connection.execute(insert(refusals).values(row))
 
     def refusals(self) -> list[Refusal]:
         """All refusals, oldest first."""

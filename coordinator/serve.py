@@ -18,7 +18,7 @@ from coordinator.certificates import fingerprint
 from coordinator.founding import found
 from fleet import durable, task
 from fleet.errors import TaskError, UsageError
-from fleet.events import EventLog, Record
+from fleet.events import EventLog, Record, sparing
 from fleet.settings import Settings, load
 from fleet.task import Task, weights_of
 
@@ -155,11 +155,12 @@ def _opened(
     tokens = Tokens(_token_key(folder / "keys" / "token.key"))
     access = Access(coordinator, superlink, tokens, address, clock=_now, record=record)
     service = Service(coordinator, repository, superlink, access, settings, clock=_now, record=record)
-    device = device_app(access, repository.folder, status=service.for_devices, clock=_now, record=record)
+    of_strangers = sparing(record)
+    device = device_app(access, repository.folder, status=service.for_devices, clock=_now, record=of_strangers)
     token = _admin_token(folder / ADMIN_TOKEN)
     admin = admin_app(service, token, clock=_now, record=record)
     limits = Limits(Longest.of(coordinator.size))
-    gate = Gate(superlink.app, device, superlink.knows, own_replies, limits, record=record)
+    gate = Gate(superlink.app, device, superlink.knows, own_replies, limits, record=of_strangers)
     return _Doors(service, gate, admin, token, record)
 
 

@@ -92,7 +92,7 @@ class Service:
                     self._record("run-ended", reason=str(error))
                 except Exception as error:  # noqa: BLE001 - the loop of a program: it goes on
                     self._cut_short = True
-                    self._record("window-failed", error=type(error).__name__, reason=str(error)[:500])
+                    self._record("window-failed", error=type(error).__name__, reason=str(error))
                 self._wait(IDLE_S)
         grid.end()
 

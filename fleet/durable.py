@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fleet.errors import StoreError
 
@@ -70,14 +71,27 @@ def append_line(path: Path, line: str, *, max_bytes: int) -> None:
         OSError: It was not appended.
     """
     data = f"{line}\n".encode()
-    if path.exists() and path.stat().st_size >= max_bytes:
-        os.replace(path, path.with_name(f"{path.name}.1"))
-    with open(path, "ab", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # a node's children write to the same log
-        written = file.write(data)
-        if written < len(data):
-            file.truncate(file.tell() - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    while True:
+        with open(path, "ab", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # a node's children and threads write to the same log
+            if not _is_at(file, path):
+                continue  # it was set aside while we waited
+            if os.fstat(file.fileno()).st_size >= max_bytes:
+                os.replace(path, path.with_name(f"{path.name}.1"))
+                continue
+            written = file.write(data)
+            if written < len(data):
+                file.truncate(file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether the open ``file`` is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _flush_folder(path: Path) -> None:

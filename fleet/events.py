@@ -1,14 +1,17 @@
 """What happened, one line of JSON an event, for people who ask later."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from fleet import durable
 
 MAX_BYTES = 16 * 2**20  # of one file; there are two at most
+LONGEST_TEXT = 500  # characters of a field: what comes from outside may be a megabyte
 
 
 class Record(Protocol):
@@ -19,6 +22,26 @@ class Record(Protocol):
 
 def ignore(event: str, **fields: Any) -> None:
     """Record nothing."""
+
+
+def sparing(record: Record, *, lines: int = 100, clock: Callable[[], float] = time.monotonic) -> Record:
+    """``record`` for what strangers cause: so many events at once, and one a second after that.
+
+    Whoever floods us fills no disk, and pushes nothing else out of the log.
+    """
+    left, since, lock = float(lines), clock(), Lock()
+
+    def spared(event: str, **fields: Any) -> None:
+        nonlocal left, since
+        with lock:
+            now = clock()
+            left, since = min(float(lines), left + now - since), now
+            if left < 1:
+                return
+            left -= 1
+        record(event, **fields)
+
+    return spared
 
 
 class EventLog:
@@ -37,7 +60,8 @@ class EventLog:
         """The recorder of one program."""
 
         def record(event: str, **fields: Any) -> None:
-            line = {"at": self._clock().isoformat(), "who": who, "event": event, **fields}
+            told = {name: value[:LONGEST_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
+            line = {"at": self._clock().isoformat(), "who": who, "event": event, **told}
             if self._lost:
                 line["lost"] = self._lost
             try:

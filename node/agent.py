@@ -246,7 +246,7 @@ class Agent(Learning):
             raise TrustError(f"{self.name} works on {self.task.name}, the instruction is for {task}")
 
     def _pull(self) -> None:
-        if self.clock() < self._next_poll:
+        if timedelta(0) < self._next_poll - self.clock() <= POLL_INTERVAL:  # later than that: the clock went back
             return
         self._next_poll = self.clock() + self._spread(min(RETRY_INTERVAL * 2 ** min(self._failures, 16), POLL_INTERVAL))
         self._failures += 1
@@ -259,7 +259,7 @@ class Agent(Learning):
         return longest * (1 + self._dice.random()) / 2
 
     def _settle(self) -> None:
-        if self.clock() < self._next_settling:
+        if timedelta(0) < self._next_settling - self.clock() <= RETRY_INTERVAL:
             return
         with self._store_lock:
             try:

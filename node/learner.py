@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fleet.errors import BudgetError, FleetError, MissingExtraError, StoreError, TaskError
 from fleet.finding import said
+from fleet.privacy.neighbours import MIXES, mixes
 from fleet.privacy.release import Noise, private_sum
 from fleet.task import Task, Windows, divided, draws, layout_of
 from fleet.weights import Flat
@@ -69,10 +70,20 @@ class Learner:
         return delta, mu2
 
     def _try_once(self, base: Flat) -> None:
-        """A model that fails whatever it sees is not to cost a charge at every round."""
+        """A model that fails whatever it sees costs no charge at each round; one that mixes examples learns nothing.
+
+        ``edgefleet check`` asks the same of the author; what a node promises does not rest on that.
+        """
+
+        def first(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+            rows = self._gradients.of(Windows(x, np.zeros(len(x), np.int64)))(base)
+            one: npt.NDArray[np.float64] = rows[0]
+            return one
+
         if not self._tried:
-            silence = Windows(np.zeros((1, *self._task.signature.shape), np.float32), np.zeros(1, np.int64))
-            self._gradients.of(silence)(base)
+            first(np.zeros((2, *self._task.signature.shape), np.float32))
+            if mixes(first, self._task.signature):
+                raise TaskError(f"{self._task.name}: the model {MIXES}")
             self._tried = True
 
     def _gradients_of(self, partition: int) -> Gradients:
@@ -147,8 +158,8 @@ class PerExampleGradients:
         with _authored(task):
             self._model = task.model()
             self._head = _only_head(self._model, task.signature.shape)
-            self._front, rest = divided(self._model)
-            self._wrapped = None if self._head else _wrap(rest)
+            self._front, self._rest = divided(self._model)
+            self._wrapped = None if self._head else _wrap(self._rest)
         self.size = layout_of(self._model).size
 
     def of(self, examples: Windows) -> Gradients:
@@ -175,8 +186,6 @@ class PerExampleGradients:
             return _of_head(inputs, examples.y, self._head.out_features, bias=self._head.bias is not None)
         with torch.no_grad():
             x = self._front(x)
-        wrapped = self._wrapped
-        assert wrapped is not None  # noqa: S101 - a model is wrapped, or has a head of its own
         trained = [p for p in self._model.parameters() if p.requires_grad]
         sizes = [p.numel() for p in trained]
 
@@ -188,12 +197,23 @@ class PerExampleGradients:
                     parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")  # inputs need no gradient
-                loss = torch.nn.functional.cross_entropy(wrapped(x.clone()), y, reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
+                self._pass(x.clone(), y)
             rows: npt.NDArray[np.float64] = torch.cat([_rows(p) for p in trained], dim=1).numpy()
             return rows
 
         return gradients
+
+    def _pass(self, x: "torch.Tensor", y: "torch.Tensor") -> None:
+        import torch
+
+        assert self._wrapped is not None  # noqa: S101 - a model is wrapped, or has a head of its own
+        try:
+            loss = torch.nn.functional.cross_entropy(self._wrapped(x), y, reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+        except BaseException:  # Opacus would wait for the gradients of a pass that was broken off
+            self._wrapped.to_standard_module()  # type: ignore[operator]
+            self._wrapped = _wrap(self._rest)
+            raise
 
 
 def _of_head(inputs: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], classes: int, *, bias: bool) -> Gradients:

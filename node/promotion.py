@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from fleet.evidence import ROLLBACK_EVIDENCE, VETO_EVIDENCE
 from fleet.messages import Watch
+from node.store import transaction
 
 
 class Stage(StrEnum):
@@ -106,15 +107,16 @@ class StageLog:
         Raises:
             ValueError: It does not: the table is the law.
         """
-        current = self.stage(release)
-        allowed = NEXT.get(current, set()) if current else {Stage.STAGED}
-        if stage not in allowed:
-            raise ValueError(f"release {release} cannot go from {current} to {stage}")
-        self._store.execute(
-            "insert into stage (release, stage, reason, reading) "
-            "values (?, ?, ?, (select coalesce(max(seq) + 1, 0) from reading))",
-            (release, stage.value, reason),
-        )
+        with transaction(self._store):
+            current = self.stage(release)
+            allowed = NEXT.get(current, set()) if current else {Stage.STAGED}
+            if stage not in allowed:
+                raise ValueError(f"release {release} cannot go from {current} to {stage}")
+            self._store.execute(
+                "insert into stage (release, stage, reason, reading) "
+                "values (?, ?, ?, (select coalesce(max(seq) + 1, 0) from reading))",
+                (release, stage.value, reason),
+            )
 
     def stage(self, release: int) -> Stage | None:
         """Where ``release`` stands; None if it was never staged here."""

@@ -41,7 +41,6 @@ class Limits:
         rate: Requests a second of one caller, in the long run.
         burst: Requests of one caller at once.
         callers: How many callers are remembered.
-        lines: Refusals that are recorded at once, and one a second after that: whoever floods us fills no disk.
     """
 
     longest: Longest
@@ -53,7 +52,6 @@ class Limits:
     rate: float = 50.0
     burst: int = 400
     callers: int = 20_000
-    lines: int = 100
 
 
 class Gate:
@@ -83,7 +81,6 @@ class Gate:
         self._clock = clock
         self._held: Counter[str] = Counter()
         self._record = record
-        self._lines = float(limits.lines), clock()
         self._buckets: OrderedDict[object, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +97,7 @@ class Gate:
                 raise RefusedError("not-a-reply", "nodes send Flower their own replies, and nothing else")
             await app(scope, _replay(body, receive), self._watched(send, scope) if app is self._fleet else send)
         except RefusedError as refused:
-            self._note(refused, scope["path"])
+            self._record("request-refused", code=refused.code, reason=str(refused), path=scope["path"])
             await refuse(send, refused)
         finally:
             place.leave()
@@ -110,19 +107,11 @@ class Gate:
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start" and message["status"] == 401:
-                self._note(RefusedError("unknown-node", "Flower knows no such key, or the clock is off"), scope["path"])
+                reason = "Flower knows no such key, or the clock is off"
+                self._record("request-refused", code="unknown-node", reason=reason, path=scope["path"])
             await send(message)
 
         return watched
-
-    def _note(self, refused: RefusedError, path: str) -> None:
-        left, since = self._lines
-        now = self._clock()
-        left = min(float(self._limits.lines), left + now - since)
-        if left >= 1:
-            left -= 1
-            self._record("request-refused", code=refused.code, reason=str(refused), path=path[:200])
-        self._lines = left, now
 
     def _door(self, scope: Scope) -> tuple[App, int]:
         path = scope["path"]

@@ -65,7 +65,7 @@ def install(app: FastAPI, record: Record) -> None:
     """Answer every error of ``app`` with a problem, and record it once."""
 
     def refused(code: str, detail: str, request: Request, **more: Any) -> Response:
-        record("request-refused", code=code, reason=detail, path=request.url.path[:200])
+        record("request-refused", code=code, reason=detail, path=request.url.path)
         return response(code, detail, **more)
 
     def fleet_error(request: Request, error: Exception) -> Response:
@@ -81,7 +81,7 @@ def install(app: FastAPI, record: Record) -> None:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return refused("malformed", f"{where or 'body'}: {first['msg']}", request)
+        return refused("malformed", f"{where[:200] or 'body'}: {first['msg']}", request)
 
     def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for

@@ -117,9 +117,12 @@ def _tail(x: float) -> float:
 
 
 def _log_tail(x: float) -> float:
-    """log P(N(0,1) > x), beyond where the tail itself underflows by the asymptotic series."""
+    """log P(N(0,1) > x), beyond where the tail itself underflows by the asymptotic series.
+
+    The series alternates, and is cut after a negative term: it errs towards a smaller tail, so a larger ε.
+    """
     if x < 30:
         return math.log(_tail(x))
     if x > 1e8:
         return -math.inf  # beyond the precision of x²; as a δ is what it is taken from, this errs on the safe side
-    return -x * x / 2 - math.log(x * math.sqrt(2 * math.pi)) + math.log1p(-1 / x**2 + 3 / x**4)
+    return -x * x / 2 - math.log(x * math.sqrt(2 * math.pi)) + math.log1p(-1 / x**2 + 3 / x**4 - 15 / x**6)

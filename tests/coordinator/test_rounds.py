@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from coordinator.aggregation import RULES, Entry, screened_mean
+from coordinator.publisher import Publisher
 from coordinator.round import Round, RoundState, verdict
-from coordinator.rounds import BaseRow
+from coordinator.rounds import MOST_REFUSALS, BaseRow, Rounds
 from fleet.errors import TamperedError
+from fleet.events import LONGEST_TEXT
 from fleet.quantization import Template
 from fleet.weights import Flat
 from tests.coordinator.conftest import NOW, SETTINGS, SIZE, Fleet, delta_of
 
-OPEN = Round(number=1, base=0, state=RoundState.OPEN, opened=NOW, deadline=NOW)
+OPEN = Round(number=1, base=0, state=RoundState.OPEN, opened=NOW - timedelta(minutes=10), deadline=NOW)
 BEFORE, AFTER = NOW - timedelta(seconds=1), NOW
 
 
@@ -36,6 +38,9 @@ BEFORE, AFTER = NOW - timedelta(seconds=1), NOW
         pytest.param(2, 2, AFTER, RoundState.FAILED, id="a fleet below the quorum"),
         pytest.param(0, 0, AFTER, RoundState.FAILED, id="an empty fleet"),
         pytest.param(0, 5, AFTER + timedelta(days=30), RoundState.FAILED, id="nobody, long after"),
+        pytest.param(4, 5, NOW - timedelta(minutes=11), RoundState.OPEN, id="a clock that went back a little"),
+        pytest.param(3, 5, NOW - timedelta(days=30), RoundState.CLOSED, id="a quorum, opened by a clock far ahead"),
+        pytest.param(2, 5, NOW - timedelta(days=30), RoundState.FAILED, id="no quorum, opened by a clock far ahead"),
     ],
 )
 def test_I9_a_round_closes_or_fails_by_its_deadline_and_never_later(
@@ -228,6 +233,55 @@ def test_I8_a_round_whose_quorum_was_revoked_fails(fleet: Fleet) -> None:
     fleet.answer(round_, "node-0", "node-1")
     fleet.coordinator.registry.roster.revoke("node-1")
     assert fleet.settle(round_) is RoundState.FAILED
+
+
+@pytest.mark.parametrize("gone", [["node-1"], ["node-0", "node-1"]])
+def test_I8_a_round_whose_quorum_is_revoked_as_it_closes_does_not_close(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, gone: list[str]
+) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_, "node-0", "node-1")
+    fleet.pass_time(timedelta(days=1))
+    real, read = Rounds.entries, []
+
+    def entries(book: Rounds, of: Round) -> list[Entry]:
+        found = real(book, of)
+        if not read:
+            read.append(of)
+            for name in gone:
+                fleet.coordinator.revoke(name)
+        return found
+
+    monkeypatch.setattr(Rounds, "entries", entries)
+    assert fleet.coordinator.settle_round(round_) is RoundState.OPEN
+    assert fleet.coordinator.settle_round(round_) is RoundState.FAILED
+    assert fleet.coordinator.registry.rounds.counted() == 0
+
+
+def test_a_base_that_could_not_be_published_is_the_error_that_is_told(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> None:
+        raise TamperedError("5.releases.json was altered")
+
+    round_ = fleet.opened()
+    fleet.answer(round_)
+    with monkeypatch.context() as patch:
+        patch.setattr(Publisher, "base", damaged)
+        with pytest.raises(TamperedError, match="was altered"):
+            fleet.settle(round_)
+    fleet.coordinator.finish()
+    assert fleet.coordinator.bases.newest().published
+
+
+def test_what_a_node_is_refused_for_fills_no_registry(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    sent = fleet.update("node-0", round_)
+    for _ in range(MOST_REFUSALS + 5):
+        fleet.receive(round_, replace(sent, codec="x" * 1_000_000), "node-0")
+    refusals = fleet.coordinator.registry.rounds.refusals()
+    assert len(refusals) == MOST_REFUSALS
+    assert max(len(refusal.reason) for refusal in refusals) == LONGEST_TEXT
 
 
 def test_I8_a_revoked_node_is_not_asked_again(fleet: Fleet) -> None:

@@ -102,6 +102,14 @@ def test_of_our_routes_each_listener_has_its_own(running: Running, folder: Path)
         assert ask(f"{running.admin_url}/admin/v1/{name}", headers=bearer(folder)).status == 200
 
 
+def test_strangers_push_nothing_out_of_the_log(tmp_path: Path, template: Template) -> None:
+    folder = tmp_path / "coordinator"
+    with served(folder, template) as running:
+        for number in range(150):
+            assert ask(f"{running.url}/api/v1/token", method="POST", data={f"no such field {number}": 1}).status == 400
+    assert 0 < (folder / "events.jsonl").read_text().count('"request-refused"') < 130
+
+
 def test_nothing_of_the_admin_listener_answers_without_its_token(running: Running, folder: Path) -> None:
     for header in ("", "Bearer", "Bearer wrong", "Basic eDp5", bearer(folder)["authorization"] + "x"):
         for path in ("/", "/admin/v1/status", "/docs", "/v1/control/list-runs"):

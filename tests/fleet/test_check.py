@@ -32,6 +32,20 @@ class Mixing(nn.Module):
         return x - x.mean(0)
 
 
+class Loudest(nn.Module):
+    """As loud as the loudest of the batch is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.abs().max().clamp(min=1e-3)
+
+
+class Middle(nn.Module):
+    """About the mean of all there is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean()
+
+
 class Buffered(nn.Linear):
     """Trains, and keeps a buffer too."""
 
@@ -155,6 +169,8 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
             id="instance norm that remembers",
         ),
         pytest.param(stack(Mixing(), linear()), "model", "mixes the examples", id="mixes by hand"),
+        pytest.param(stack(Loudest(), linear()), "model", "mixes the examples", id="by the loudest"),
+        pytest.param(stack(Middle(), linear()), "model", "mixes the examples", id="by the mean of all"),
         pytest.param(Recurrent, "layer rnn", "use Conv1d over the series", id="lstm"),
         pytest.param(stack(nn.Flatten(), Buffered()), "layer 1", "keeps buffers", id="buffers"),
         pytest.param(Forgetful, "parameter unused.weight", "is it used in forward?", id="unused layer"),

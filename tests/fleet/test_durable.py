@@ -1,5 +1,6 @@
 """Files that survive a power cut at any instant: the old bytes or the new ones, whole."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -149,3 +150,20 @@ def test_who_waits_for_a_lock_gets_it_once_it_is_let_go(tmp_path: Path) -> None:
     process.communicate(b"\n")
     waiting.join(10)
     assert got.is_set()
+
+
+def test_a_line_that_waited_while_the_log_was_set_aside_goes_to_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, real = tmp_path / "log", fcntl.flock
+    durable.append_line(log, "old", max_bytes=4)
+
+    def flock(file: object, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        durable.append_line(log, "new", max_bytes=4)  # somebody else is quicker
+        real(file, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    durable.append_line(log, "late", max_bytes=100)
+    assert log.read_text() == "new\nlate\n"
+    assert (tmp_path / "log.1").read_text() == "old\n"

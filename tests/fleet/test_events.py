@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet import durable
-from fleet.events import EventLog, read_events
+from fleet.events import LONGEST_TEXT, MAX_BYTES, EventLog, read_events, sparing
 from tests.conftest import fill
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
@@ -40,7 +40,7 @@ def test_an_event_that_cannot_be_written_stops_nothing_and_the_next_one_counts_i
 def test_a_disk_that_is_filled_by_half_a_line_keeps_whole_lines(small_disk: Path) -> None:
     path = small_disk / "events.jsonl"
     record = EventLog(path, lambda: NOW).record("n1")
-    record("filled", by="x" * (small_disk.stat().st_blksize - 150))
+    durable.append_line(path, json.dumps({"by": "x" * (small_disk.stat().st_blksize - 80)}), max_bytes=MAX_BYTES)
     rest = fill(small_disk)
     for _ in range(9):
         record("kept", reason="no space left on device")
@@ -76,3 +76,22 @@ def test_a_line_that_is_no_event_hides_no_other(tmp_path: Path, spoiled: bytes) 
 
 def test_a_log_that_was_never_begun_has_no_events(tmp_path: Path) -> None:
     assert list(read_events(tmp_path / "events.jsonl")) == []
+
+
+def test_a_megabyte_from_outside_is_no_megabyte_in_the_log(tmp_path: Path) -> None:
+    EventLog(tmp_path / "events.jsonl", lambda: NOW).record("coordinator")("refused", reason="x" * 10**6, round=1)
+    (line,) = lines(tmp_path / "events.jsonl")
+    assert (line["reason"], line["round"]) == ("x" * LONGEST_TEXT, 1)
+
+
+def test_a_flood_pushes_nothing_else_out_of_the_log() -> None:
+    told: list[int] = []
+    now = 0.0
+    record = sparing(lambda event, **fields: told.append(fields["number"]), lines=3, clock=lambda: now)
+    for number in range(10):
+        record("request-refused", number=number)
+    assert told == [0, 1, 2]
+    now += 2
+    for number in range(10, 20):
+        record("request-refused", number=number)
+    assert told == [0, 1, 2, 10, 11]

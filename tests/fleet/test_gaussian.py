@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fleet.errors import BudgetError
-from fleet.privacy.gaussian import MU2_UNIT, Budget, charge_of, delta_of, epsilon_of, mu_of
+from fleet.privacy.gaussian import MU2_UNIT, Budget, _log_tail, charge_of, delta_of, epsilon_of, mu_of
 
 grid = [
     pytest.param(epsilon, delta, id=f"{epsilon:g}-{delta:g}")
@@ -101,3 +101,11 @@ def test_a_unit_that_lies_in_several_examples_costs_as_much_more(epsilon: float,
     spent = 20 * charge_of(several.noise_multiplier(20))
     assert several.spent_epsilon(spent) == pytest.approx(epsilon, rel=1e-3)
     assert several.spent_epsilon(spent) <= epsilon * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("x", [30.0, 31.5, 45.0, 80.0, 300.0])
+def test_the_tail_of_a_large_budget_is_never_taken_for_more_than_it_is(x: float) -> None:
+    """Laplace's continued fraction, broken off at an even place, is below the true tail: DLMF 7.9."""
+    below = -x * x / 2 - math.log(x * math.sqrt(2 * math.pi)) + math.log1p(-1 / (x * x + 3))
+    assert _log_tail(x) <= below
+    assert _log_tail(x) == pytest.approx(below, abs=1e-7)

@@ -625,6 +625,21 @@ def test_a_replayed_instruction_does_not_take_a_later_rounds_session(world: Worl
     assert world.update(2) is not None
 
 
+def test_a_clock_that_was_ahead_when_a_pull_failed_does_not_stop_the_polls(world: World) -> None:
+    world.agent.step()
+    true = world.now
+    world.publish(2, EVERYBODY)
+    world.agent.pull_soon()
+    world.now = true + timedelta(days=360)  # the shelf's metadata is long expired by then
+    world.agent.step()
+    world.now = true
+    for _ in range(24):
+        world.now += timedelta(hours=1)
+        world.repository.heartbeat()
+        world.agent.step()
+    assert world.says() == 2
+
+
 def test_an_old_instruction_stays_expired_when_the_clock_goes_back(world: World) -> None:
     old = world.ask(1).sealed(COORDINATOR)
     world.now += timedelta(days=3)

@@ -213,7 +213,7 @@ def test_the_front_is_computed_again_only_when_its_partition_grew(
     for kept in (3, 0, 2, 4, 0):  # the last four begin a partition, which is not learned from before it is full
         node.buffer.keep(points(kept))
         node.learn(releases=1, noise_multiplier=100.0)
-    assert sizes == [1, 3, 5], "silence is tried once, before anything"
+    assert sizes == [2] * 5 + [3, 5], "silence is tried once, and one beside four others, before anything"
 
 
 def test_a_session_without_noise_is_as_many_steps_by_hand(tmp_path: Path) -> None:
@@ -416,6 +416,54 @@ def test_a_model_that_fails_whatever_it_sees_costs_nothing(tmp_path: Path) -> No
     with pytest.raises(TaskError, match="fails in training"):
         node.learn()
     assert node.ledger.epsilon() == 0
+
+
+class Loudest(nn.Module):
+    """As loud as the loudest of the batch is one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / x.abs().max().clamp(min=1e-3)
+
+
+def frozen_norm() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 3)), nn.BatchNorm1d(1, affine=False), nn.Flatten())
+
+
+@pytest.mark.parametrize("above", [lambda: nn.Linear(3, 3), lambda: mlp_of(3)], ids=["one layer", "two layers"])
+@pytest.mark.parametrize("mixing", [frozen_norm, Loudest])
+def test_I4_a_model_that_mixes_examples_is_charged_nothing_and_learns_nothing(
+    tmp_path: Path, mixing: Callable[[], nn.Module], above: Callable[[], nn.Module]
+) -> None:
+    noise = Known()
+    node = Node(tmp_path / "node.db", noise)
+    node.buffer.keep(points(9))
+    model = task(lambda: nn.Sequential(mixing(), above()))
+    node.base = weights_of(model.model())
+    node.learner = Learner(model, node.ledger, node.buffer, noise, clipping_norm=CLIPPING_NORM)
+    with pytest.raises(TaskError, match="mixes the examples of a batch"):
+        node.learn()
+    assert (node.ledger.head().seq, noise.asked) == (0, [])
+
+
+class Slip(nn.Module):
+    """No memory the first time there are more than three examples, and then there is."""
+
+    slipped = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 3 and not self.slipped:
+            self.slipped = True
+            raise MemoryError
+        return x
+
+
+def test_a_pass_that_was_broken_off_spoils_no_other() -> None:
+    slipping = task(lambda: nn.Sequential(nn.Linear(3, 4), Slip(), nn.Linear(4, 3)))
+    weights = weights_of(slipping.model())
+    gradients = PerExampleGradients(slipping).of(points(5))
+    with pytest.raises(StoreError, match="no memory"):
+        gradients(weights)
+    np.testing.assert_allclose(gradients(weights), autograd(slipping.model(), weights, points(5)), atol=1e-6)
 
 
 def test_no_memory_is_no_fault_of_the_model(tmp_path: Path) -> None:
