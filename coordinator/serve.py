@@ -155,12 +155,11 @@ def _opened(
     tokens = Tokens(_token_key(folder / "keys" / "token.key"))
     access = Access(coordinator, superlink, tokens, address, clock=_now, record=record)
     service = Service(coordinator, repository, superlink, access, settings, clock=_now, record=record)
-    of_strangers = sparing(record)
-    device = device_app(access, repository.folder, status=service.for_devices, clock=_now, record=of_strangers)
+    device = device_app(access, repository.folder, status=service.for_devices, clock=_now, record=sparing(record))
     token = _admin_token(folder / ADMIN_TOKEN)
     admin = admin_app(service, token, clock=_now, record=record)
     limits = Limits(Longest.of(coordinator.size))
-    gate = Gate(superlink.app, device, superlink.knows, own_replies, limits, record=of_strangers)
+    gate = Gate(superlink.app, device, superlink.knows, own_replies, limits, record=sparing(record))
     return _Doors(service, gate, admin, token, record)
 
 

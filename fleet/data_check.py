@@ -38,7 +38,7 @@ def _loaded(
         raise
     except FleetError as error:
         yield failure(subject, str(error))
-    except Exception as error:  # noqa: BLE001 - the author's code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the author's code may raise anything
         yield failure(subject, f"fails: {said(error)}")
     else:
         yield from findings(loaded)
@@ -60,6 +60,8 @@ def _recordings(
     if len(recordings) < settings.round.min_updates:
         found = f"{len(recordings)} devices, but a round needs round.min_updates = {settings.round.min_updates}"
         yield Finding("warning", "devices", f"{found}: a simulation makes do with half of them, a fleet waits for more")
+    if len({recording.person for recording in recordings.values()}) == 1:
+        yield Finding("warning", "devices", "belong to one person, and a simulation holds one out: it cannot play them")
     wrong = [finding for name, recording in recordings.items() for finding in _recording(task, name, recording)]
     yield from wrong
     if not wrong:
@@ -82,6 +84,8 @@ def _misshapen(recordings: object) -> Iterator[Finding]:
         if not isinstance(recording, Recording):
             yield failure(f"device {name!r:.80}", f"is {_kind(recording)}, not a Recording")
             continue
+        if not isinstance(recording.person, str):
+            yield failure(f"device {name}", f"its person is {_kind(recording.person)}, not a name: use str(...)")
         for part, windows in (("train", recording.train), ("live", recording.live)):
             problem = _no_windows(windows)
             if problem:

@@ -20,7 +20,7 @@ def failure(subject: str, message: str) -> Finding:
     return Finding("error", subject, message)
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """What a foreign error says, on one line, and no more of it than one: it may quote a whole file."""
     first = str(error).strip().partition("\n")[0][:200]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

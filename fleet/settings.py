@@ -217,13 +217,17 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise ValueError
         return kind(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise SettingsError(f"{where}: {value!r} is not a valid {getattr(kind, '__name__', kind)}") from error
+        wanted = _WANTED.get(kind, getattr(kind, "__name__", kind))
+        raise SettingsError(f"{where}: {value!r} is not a valid {wanted}") from error
+
+
+_WANTED = {timedelta: "duration, such as 30s, 10m, 1h or 2d", tuple[float, ...]: "list, such as 0.05, 0.25, 1"}
 
 
 def _duration(text: Any) -> timedelta:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(text))
     if match is None:
-        raise ValueError(f"{text!r} is no duration such as 30s, 10m, 1h or 2d")
+        raise ValueError
     return timedelta(**{_UNITS[match[2]]: float(match[1])})
 
 

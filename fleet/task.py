@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,40 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.errors import InputError, TaskError
+from fleet.finding import said
 from fleet.weights import Flat, Layout
 
 if TYPE_CHECKING:
     import torch
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def _make_plain(part: object, **kinds: Callable[[Any], Any]) -> None:
+    """Python's own types for whatever equal ones the author wrote, of numpy's or lists: they are hashed and sent."""
+    for name, kind in kinds.items():
+        value = getattr(part, name)
+        try:
+            object.__setattr__(part, name, kind(value))
+        except (TypeError, ValueError, OverflowError) as error:
+            where = type(part).__name__.lower().removeprefix("privacy")
+            raise TaskError(f"{where}: {name} is {value!r:.80}, which is not of its type: {said(error)}") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("it must be text")
+    return str(value)
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise TypeError("it must be several names")
+    return tuple(_text(value) for value in values)
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    return tuple(index(value) for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +67,7 @@ class Signature:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        _make_plain(self, input=_text, shape=_sizes, low=float, high=float, classes=_names, dtype=_text)
         if self.dtype != "float32":
             raise TaskError(f"signature: dtype {self.dtype} is not supported, use float32")
         if not -math.inf < self.low < self.high < math.inf:
@@ -78,6 +108,7 @@ class PrivacyUnit:
     group: int = 1
 
     def __post_init__(self) -> None:
+        _make_plain(self, name=_text, group=index)
         if self.group < 1:
             raise TaskError(f"unit: group {self.group} must be 1 or more")
 
@@ -126,6 +157,7 @@ class Training:
     noise_limit: float = 13.0
 
     def __post_init__(self) -> None:
+        _make_plain(self, learning_rate=float, examples=index, noise_limit=float)
         if not 0 < self.learning_rate < math.inf or self.examples < 1 or not self.noise_limit > 0:
             raise TaskError("training: learning_rate, examples and noise_limit must be positive, steps finite")
 
@@ -264,7 +296,7 @@ def _file(path: Path) -> object:
 def _imported(name: str) -> object:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the author's code may raise anything
+    except (Exception, SystemExit) as error:  # the author's code may raise anything
         raise TaskError(f"task module {name} failed: {type(error).__name__}: {error}") from error
 
 
@@ -276,6 +308,6 @@ def _run(path: Path) -> object:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the author's code may raise anything
+    except (Exception, SystemExit) as error:  # the author's code may raise anything
         raise TaskError(f"{path} failed: {type(error).__name__}: {error}") from error
     return module

@@ -32,7 +32,7 @@ def check(
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
     with redirect_stdout(sys.stderr):  # what a task's code prints is no finding
-        task_, settings = configured(Wish(config, model or "features", fold))
+        task_, settings = configured(Wish(config, "features" if model is None else model, fold))
         findings = findings_of(task_, settings, lambda task, weights: register(task, weights).warnings)
     try:
         ServerStep(settings.round)

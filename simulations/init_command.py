@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -28,7 +29,7 @@ def init(
         typer.echo(json.dumps({"folder": str(folder), "files": files}))
         return
     typer.echo(f"Wrote {folder} with task.py, fleet.toml and README.md. Next:")
-    for step in (f"cd {folder}", "edgefleet check", "edgefleet simulate"):
+    for step in (f"cd {quote(str(folder))}", "edgefleet check", "edgefleet simulate"):
         typer.echo(f"  {step}")
 
 

@@ -66,7 +66,7 @@ def told(facts: Facts) -> list[str]:
         f"{devices} learned together for {rounds} in {facts.hours:.0f} simulated hours, and no reading left its "
         f"device: {result['updates']} updates were counted and {result['refused']} refused.",
         f"On people who took no part, the newest release that every node may serve is right on "
-        f"{_percent(result['new_device_accuracy'])} of windows, where release 0, made from public data alone, is "
+        f"{_percent(result['new_device_accuracy'])} of windows, where release 0, which no device had part in, is "
         f"right on {_percent(result['donor_accuracy'])}; on the fleet's own later windows it is right on "
         f"{_percent(result['same_device_accuracy'])}.",
         f"{_rolled_out(facts)}; {some(result['nodes_exposed'], 'device', 'devices')} answered with a release that was "

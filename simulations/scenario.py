@@ -3,9 +3,13 @@
 import json
 import os
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from coordinator.strategy import ServerStep
 from fleet import durable, task
 from fleet.check import check, check_run
 from fleet.data_check import Count
@@ -83,6 +87,16 @@ class Scenario:
     story: "Story | None" = None
     warnings: tuple[str, ...] = ()
 
+    def data_digest(self) -> str:
+        """The SHA-256 of every window and label, in hex."""
+        digest = sha256()
+        for name, seen in sorted((self.fleet | self.held_out).items()):
+            digest.update(f"{name} {seen.person} {len(seen.train)} {len(seen.live)} ".encode())
+            for windows in (seen.train, seen.live):
+                digest.update(np.ascontiguousarray(windows.x).data)
+                digest.update(np.asarray(windows.y, np.int64).tobytes())
+        return digest.hexdigest()
+
 
 def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
     """Everything that a world needs to begin, or to go on with the settings that it began with.
@@ -93,6 +107,7 @@ def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
     story = _story(wish)
     task_, settings, away = _configured(Path(wish.config), wish) if wish.config else _built_in(wish)
     settings = _asked(settings, wish)
+    ServerStep(settings.round)  # or it would be refused when half of the run's folder is there
     settings = pinned or (story.settings(settings) if story else settings)
     warnings = []
     for finding in _findings(task_, settings, wish, lambda recordings: len(_roles(recordings, wish, away)[0])):
@@ -157,7 +172,10 @@ def _built_in(wish: Wish) -> tuple[Task, Settings, str]:
     from simulations import smartwatch
 
     task_ = smartwatch.smartwatch(wish.model, wish.fold)  # type: ignore[arg-type] # it checks, and says so
-    return task_, load(BUILT_IN_SETTINGS), smartwatch.held_out(wish.fold)
+    settings = load(BUILT_IN_SETTINGS)
+    if settings.task.file:
+        raise UsageError(f"EDGEFLEET_TASK__FILE names {settings.task.file}, but there is no fleet.toml here")
+    return task_, settings, smartwatch.held_out(wish.fold)
 
 
 def _configured(config: Path, wish: Wish) -> tuple[Task, Settings, str]:
@@ -169,6 +187,8 @@ def _configured(config: Path, wish: Wish) -> tuple[Task, Settings, str]:
 
 def _person(recordings: Recordings, fold: int) -> str:
     people = sorted({recording.person for recording in recordings.values()})
+    if not people:
+        raise TaskError("the task has no recordings of devices: there is nothing to play")
     if len(people) < 2:
         raise TaskError("the task's devices belong to one person: one is held out, so there must be two or more")
     if not 0 <= fold < len(people):

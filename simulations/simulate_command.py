@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,19 +26,21 @@ if TYPE_CHECKING:
     from simulations.stories.story import Tale
 
 CONFIG = Path("fleet.toml")
+DATA = "data.sha256"
 LOCK = "run.lock"
+_STORIES = "Play a-new-device, bad-release, budget-runs-out, offline-day or poisoned-cohort."
 _NOT_BEGUN = {LOCK, ".run.json.part"}  # what a kill leaves that comes before the first file is whole
 
 
 def simulate(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything but the noise.")] = 0,
     rounds: Annotated[int | None, typer.Option(help="Rounds to play; the privacy plan is shared among them.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Devices in the fleet; all that the data has by default.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Devices in the fleet, 2 or more; by default all.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for no privacy.")] = None,
     model: Annotated[str | None, typer.Option(help="Of the built-in smartwatch task: features or cnn.")] = None,
-    fold: Annotated[int, typer.Option(help="Which person is the public donor, and who is held out.")] = 0,
+    fold: Annotated[int, typer.Option(help="Which person is donor, and who held out; built in, 0 to 9.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/DATE-TIME by default.")] = None,
-    story: Annotated[str | None, typer.Option(help="Play a story: a bad release, a day offline, ...")] = None,
+    story: Annotated[str | None, typer.Option(help=_STORIES)] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run of this folder.")] = None,
     format_: Annotated[Format, typer.Option("--format", help="Table for people, or one JSON object.")] = Format.TEXT,
 ) -> None:
@@ -51,7 +54,8 @@ def simulate(
         folder = resume
         wish, pinned = Wish.saved(resume)
     else:
-        wish = Wish(config_here(model), model or "features", fold, seed, nodes, rounds, epsilon, story)
+        built_in = "features" if model is None else model
+        wish = Wish(config_here(model), built_in, fold, seed, nodes, rounds, epsilon, story)
         pinned = None
         folder = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
     anew = pinned is None and wish.config is None  # else its check exported the task, or the run's beginning did
@@ -97,6 +101,7 @@ def _play(
     view = View(plan.settings, quiet=quiet)
     with _owned(folder, fresh=pinned is None), _room_needed(folder), view:
         wish.save(folder, plan.settings)
+        _check_data(folder, plan.data_digest())
         for warning in plan.warnings:
             view.say(f"warning: {warning}")
         try:
@@ -114,11 +119,11 @@ def _play(
             world.play(view.show)
             measure(world, plan.held_out).save(folder)
             tale = plan.story.tale(world, plan.held_out) if plan.story else None
-        except KeyboardInterrupt:
-            view.say(f"Interrupted; nothing is lost. Go on with: edgefleet simulate --resume {folder}")
-            raise
-        except TaskError:
-            view.say(f"Nothing is lost. Once this is mended, go on with: edgefleet simulate --resume {folder}")
+        except (KeyboardInterrupt, TaskError) as error:
+            if _is_interrupt(error):
+                view.say(f"Interrupted; nothing is lost. Go on with: {_again(folder)}")
+            else:
+                view.say(f"Nothing is lost. Once this is mended, go on with: {_again(folder)}")
             raise
         outcome = result(world, plan.held_out, seed=wish.seed, warnings=plan.warnings)
         world.close()
@@ -127,6 +132,26 @@ def _play(
         durable.write(folder / "result.json", json.dumps(_told(outcome, tale), indent=2).encode())
         _report(folder)
     return outcome, tale
+
+
+def _again(folder: Path, flag: str = "--resume") -> str:
+    return f"edgefleet simulate {flag} {quote(str(folder))}"
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: torch's exporter wraps whatever it meets."""
+    return error is not None and (
+        isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__ or error.__context__)
+    )
+
+
+def _check_data(folder: Path, digest: str) -> None:
+    """Refuse to go on with other data than the run began with: a window would be used twice, or learned and judged."""
+    path = folder / DATA
+    if not path.exists():
+        durable.write(path, digest.encode())
+    elif path.read_text() != digest:
+        raise UsageError(f"the data are not those that {folder} began with: put them back, or begin anew with --out")
 
 
 def _told(outcome: "Result", tale: "Tale | None") -> dict[str, Any]:
@@ -153,7 +178,8 @@ def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
         except BlockingIOError as error:
             raise UsageError(f"{folder} is being played by another process") from error
         except OSError as error:
-            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
+            other = "; choose another --out" if fresh else ""
+            raise UsageError(f"{folder} cannot be written: {error.strerror}{other}") from error
         yield
 
 
@@ -165,12 +191,11 @@ def _room_needed(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not durable.is_full(error):
             raise
-        again = "--resume" if (folder / "run.json").exists() else "--out"
-        message = f"{folder} cannot be written; is the disk full? Then go on with: edgefleet simulate {again} {folder}"
-        raise StoreError(message) from error
+        again = _again(folder, "--resume" if (folder / "run.json").exists() else "--out")
+        raise StoreError(f"{folder} cannot be written; is the disk full? Then go on with: {again}") from error
 
 
 def _check_empty(folder: Path) -> None:
     if folder.exists() and any(path.name not in _NOT_BEGUN for path in folder.iterdir()):
-        resume = f", or go on with --resume {folder}" if (folder / "run.json").exists() else ""
+        resume = f", or go on with --resume {quote(str(folder))}" if (folder / "run.json").exists() else ""
         raise UsageError(f"{folder} is not empty; choose another --out{resume}")

@@ -129,7 +129,7 @@ def _rows(result: Result) -> list[tuple[str, str]]:
     promoted = f"{result.first_promotion_s:.1f} s" if result.first_promotion_s is not None else "never"
     return [
         ("accuracy on people the fleet never saw", f"{result.new_device_accuracy:.1%}"),
-        ("  release 0, from the public donor alone", f"{result.donor_accuracy:.1%}"),
+        ("  release 0, before any of them learned", f"{result.donor_accuracy:.1%}"),
         ("accuracy on the fleet's own later windows", f"{result.same_device_accuracy:.1%}"),
         ("int8 and float32 name the same class", f"{result.float_agreement:.2%}"),
         (

@@ -37,6 +37,7 @@ ALLOWED = {
         "fleet/task.py",
         "fleet/model_check.py",
         "fleet/privacy/per_example.py",
+        "fleet/privacy/neighbours.py",
         "coordinator/exporter.py",
         "coordinator/warm_start.py",
         "simulations",

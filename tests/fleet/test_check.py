@@ -1,5 +1,6 @@
 """What ``edgefleet check`` finds before anything runs."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -111,7 +112,7 @@ def replaced(value: float) -> Windows:
 
 def device(train: Windows, live: Windows | None = None) -> Callable[[], dict[str, Recording]]:
     live = Windows(LATER, np.zeros(80, np.int64)) if live is None else live
-    return lambda: {f"d{i}": Recording("p", of_device(i, train), of_device(i, live)) for i in range(8)}
+    return lambda: {f"d{i}": Recording(f"p{i}", of_device(i, train), of_device(i, live)) for i in range(8)}
 
 
 def of_device(number: int, seen: Windows) -> Windows:
@@ -286,11 +287,31 @@ def test_devices_that_cannot_be_read_are_one_line() -> None:
     ]
 
 
+def test_devices_of_one_person_are_mentioned() -> None:
+    def alone() -> dict[str, Recording]:
+        return {name: replace(seen, person="p") for name, seen in device(windows())().items()}
+
+    (finding,) = check(task(devices=alone), SETTINGS, content)
+    assert (finding.level, finding.subject) == ("warning", "devices")
+    assert "a simulation holds one out" in finding.message
+
+
+def test_data_that_end_the_program_are_a_finding() -> None:
+    (finding,) = check(task(devices=lambda: sys.exit("bye")), SETTINGS, content)
+    assert finding == Finding("error", "devices", "fails: SystemExit: bye")
+
+
 @pytest.mark.parametrize(
     ("devices", "subject", "message"),
     [
         pytest.param(None, "devices", "returns None, not a dict", id="nothing"),
         pytest.param([Recording("p", windows(), windows())], "devices", "returns a list", id="a list"),
+        pytest.param(
+            {"d0": Recording(np.int64(3), windows(), windows())},  # type: ignore[arg-type]
+            "device d0",
+            "its person is a int64, not a name: use str(...)",
+            id="a person by number",
+        ),
         pytest.param({"d0": (windows(), windows())}, "device 'd0'", "is a tuple, not a Recording", id="a tuple"),
         pytest.param(
             {"d0": Recording("p", windows(), None)}, "device d0, live", "is None, not Windows", id="no windows"
@@ -348,7 +369,7 @@ def test_patience_that_ends_before_a_simulated_report_is_warned_of(hours: int, w
 def test_streams_that_end_before_the_last_wave_are_warned_of(lasting: int, rounds: int, warned: bool) -> None:
     taken = 4 + 8 + 3 * 20
     later = [Windows(LATER[: taken - (i >= lasting)], np.zeros(taken - (i >= lasting), np.int64)) for i in range(8)]
-    fleet = {f"d{i}": Recording("p", of_device(i, windows()), of_device(i, live)) for i, live in enumerate(later)}
+    fleet = {f"d{i}": Recording(f"p{i}", of_device(i, windows()), of_device(i, live)) for i, live in enumerate(later)}
     found = check(task(devices=lambda: fleet), SETTINGS.changed(round={"rounds": rounds}), content)
     assert [f.subject for f in found] == (["live streams"] if warned else [])
     if warned:

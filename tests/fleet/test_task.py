@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from fleet.errors import InputError, TaskError
-from fleet.task import PrivacyUnit, Signature, Task, Training, Windows, divided
+from fleet.signing import canonical
+from fleet.task import PrivacyUnit, Signature, Task, Training, Windows, divided, load
 
 SIGNATURE = Signature(input="x", shape=(2, 3), low=-1.0, high=1.0, classes=("left", "right"))
 TANH = nn.Tanh()
@@ -24,6 +26,13 @@ def devices() -> Any:
 @pytest.mark.parametrize(
     ("declare", "said"),
     [
+        pytest.param(lambda: replace(SIGNATURE, classes="ab"), "signature: classes is 'ab'", id="classes in one word"),
+        pytest.param(lambda: replace(SIGNATURE, classes=(0, 1)), "it must be text", id="classes by number"),
+        pytest.param(lambda: replace(SIGNATURE, shape=(2.5, 1)), "signature: shape is", id="half a sample"),
+        pytest.param(lambda: replace(SIGNATURE, low="x"), "signature: low is 'x'", id="a bound that is no number"),
+        pytest.param(lambda: PrivacyUnit(3), "unit: name is 3", id="a unit by number"),  # type: ignore[arg-type]
+        pytest.param(lambda: PrivacyUnit("window", group=1.5), "unit: group is 1.5", id="half a group"),  # type: ignore[arg-type]
+        pytest.param(lambda: replace(TRAINING, examples=100.5), "training: examples is 100.5", id="half an example"),
         pytest.param(lambda: replace(SIGNATURE, dtype="float64"), "dtype float64 is not supported", id="dtype"),
         pytest.param(lambda: replace(SIGNATURE, low=1.0), "must be below", id="no range"),
         pytest.param(lambda: replace(SIGNATURE, high=np.inf), "both finite", id="endless range"),
@@ -48,6 +57,24 @@ def devices() -> Any:
 def test_what_makes_no_sense_cannot_be_declared(declare: Callable[[], object], said: str) -> None:
     with pytest.raises(TaskError, match=said):
         declare()
+
+
+def test_what_numpy_and_lists_declare_is_the_same_task() -> None:
+    low, high = np.float32(-1), np.array(1.0)
+    signature: Any = Signature(np.str_("x"), list(np.array([2, 3])), low, high, np.array(["left", "right"]))  # type: ignore[arg-type]
+    training = Training(np.float32(1), np.int64(10))  # type: ignore[arg-type]
+    unit = PrivacyUnit(np.str_("window"), np.int32(2))  # type: ignore[arg-type]
+    task = Task("toy", devices, signature, unit, training, devices)
+    plain = Task("toy", devices, SIGNATURE, PrivacyUnit("window", 2), TRAINING, devices)
+    assert (task, hash(task)) == (plain, hash(plain))
+    assert canonical(task.spec()) == canonical(plain.spec())
+
+
+@pytest.mark.parametrize("end", ["sys.exit()", "sys.exit('bye')", "raise ValueError('no')"])
+def test_a_task_file_that_ends_itself_is_an_error_and_no_success(tmp_path: Path, end: str) -> None:
+    (tmp_path / "task.py").write_text(f"import sys\n{end}\n")
+    with pytest.raises(TaskError, match=r"task\.py failed: "):
+        load("task.py:TASK", tmp_path)
 
 
 @pytest.mark.parametrize(

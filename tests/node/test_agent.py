@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -637,6 +638,22 @@ def test_a_clock_that_was_ahead_when_a_pull_failed_does_not_stop_the_polls(world
         world.now += timedelta(hours=1)
         world.repository.heartbeat()
         world.agent.step()
+    assert world.says() == 2
+
+
+def test_a_node_that_followed_a_coordinator_far_ahead_answers_on_and_is_set_right_by_hand(world: World) -> None:
+    """As docs/deployment.md says."""
+    true = world.now
+    world.now = true + timedelta(days=200)
+    world.repository.heartbeat()
+    world.agent.step()
+    world.now = true + timedelta(days=2)
+    world.publish(2, EVERYBODY)
+    world.restart().step()
+    assert world.says() == 1
+    with closing(sqlite3.connect(world.agent.folder / "node.db")) as store, store:
+        store.execute("delete from floor where name = 'clock'")
+    world.restart().step()
     assert world.says() == 2
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -37,7 +38,7 @@ from simulations.measurement import Measurements
 from simulations.report import page
 from simulations.scenario import Wish, scenario
 from simulations.shares import by_base
-from simulations.simulate_command import _owned, _room_needed
+from simulations.simulate_command import _again, _check_data, _is_interrupt, _owned, _room_needed
 from simulations.world import Device, read_window
 
 ROOT = Path(__file__).parent.parent.parent
@@ -522,6 +523,47 @@ def test_a_task_that_leaves_nothing_to_average_or_to_judge_by_is_refused(
         task.write(LESS.format(seen=seen))
     with pytest.raises(TaskError, match=message):
         scenario(Wish(config=str(tmp_path / "fleet.toml")))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("EDGEFLEET_ROUND__SERVER_STEP", "flwr.serverapp.strategy:Nobody", "round.server_step: "),
+        ("EDGEFLEET_TASK__FILE", "task.py:TASK", "there is no fleet.toml here"),
+    ],
+)
+def test_a_setting_that_cannot_be_granted_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    shown = edgefleet("simulate", "--out", "run", cwd=tmp_path)
+    assert (shown.returncode, len(shown.stderr.splitlines())) == (2, 1)
+    assert said in shown.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with_and_with_no_other(tmp_path: Path) -> None:
+    write(tmp_path)
+    plan = scenario(Wish(config=str(tmp_path / "fleet.toml")))
+    run = tmp_path / "run"
+    run.mkdir()
+    _check_data(run, plan.data_digest())
+    _check_data(run, scenario(Wish(config=str(tmp_path / "fleet.toml"))).data_digest())
+    task = tmp_path / "task.py"
+    task.write_text(task.read_text().replace("TRAINING_SHARE = 0.6", "TRAINING_SHARE = 0.5"))
+    with pytest.raises(UsageError, match="the data are not those that"):
+        _check_data(run, scenario(Wish(config=str(tmp_path / "fleet.toml"))).data_digest())
+
+
+def test_ctrl_c_is_no_mistake_of_the_task_however_it_was_wrapped() -> None:
+    of_torch, ours = RuntimeError("failed"), TaskError("cannot be exported")
+    of_torch.__context__, ours.__cause__ = KeyboardInterrupt(), of_torch
+    assert _is_interrupt(ours)
+    assert not _is_interrupt(TaskError("cannot be exported"))
+
+
+def test_a_folder_with_a_space_can_be_pasted(tmp_path: Path) -> None:
+    assert shlex.split(_again(tmp_path / "a b"))[-2:] == ["--resume", str(tmp_path / "a b")]
 
 
 @pytest.mark.slow
