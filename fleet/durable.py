@@ -71,7 +71,7 @@ def append_line(path: Path, line: str, *, max_bytes: int) -> None:
         OSError: It was not appended.
     """
     data = f"{line}\n".encode()
-    while True:
+    for _ in range(10):
         with open(path, "ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # a node's children and threads write to the same log
             if not _is_at(file, path):
@@ -84,6 +84,7 @@ def append_line(path: Path, line: str, *, max_bytes: int) -> None:
                 file.truncate(file.tell() - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             return
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:

@@ -43,8 +43,8 @@ def _text(value: Any) -> str:
 
 
 def _names(values: Any) -> tuple[str, ...]:
-    if isinstance(values, str):
-        raise TypeError("it must be several names")
+    if isinstance(values, str | set | frozenset):
+        raise TypeError("it must be several names in order")
     return tuple(_text(value) for value in values)
 
 
@@ -70,8 +70,9 @@ class Signature:
         _make_plain(self, input=_text, shape=_sizes, low=float, high=float, classes=_names, dtype=_text)
         if self.dtype != "float32":
             raise TaskError(f"signature: dtype {self.dtype} is not supported, use float32")
-        if not -math.inf < self.low < self.high < math.inf:
-            raise TaskError(f"signature: low {self.low} must be below high {self.high}, and both finite")
+        most = float(np.finfo(np.float32).max)
+        if not -most <= self.low < self.high <= most:
+            raise TaskError(f"signature: low {self.low} must be below high {self.high}, and both finite float32")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise TaskError("signature: classes must be at least two different names")
         if not self.shape or min(self.shape) < 1:

@@ -47,8 +47,8 @@ class Learner:
 
         Raises:
             BudgetError: No partition can pay for the session; nothing was released.
-            TaskError: The base has not as many weights as the model, or the model fails on silence, and nothing was
-                charged; or it fails on the examples, and the charge stays.
+            TaskError: The base has not as many weights as the model, or the model fails on silence or mixes
+                examples, and nothing was charged; or it fails on the examples, and the charge stays.
         """
         if len(base) != self._gradients.size:
             found = f"{self._gradients.size} weights here, and the base has {len(base)}"
@@ -210,8 +210,11 @@ class PerExampleGradients:
         try:
             loss = torch.nn.functional.cross_entropy(self._wrapped(x), y, reduction="sum")
             loss.backward()  # type: ignore[no-untyped-call]
-        except BaseException:  # Opacus would wait for the gradients of a pass that was broken off
+        except BaseException:  # Opacus would go on with what a pass that was broken off left in its layers
             self._wrapped.to_standard_module()  # type: ignore[operator]
+            for module in self._rest.modules():
+                for left in ("activations", "max_batch_len"):
+                    vars(module).pop(left, None)
             self._wrapped = _wrap(self._rest)
             raise
 

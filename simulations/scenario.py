@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coordinator.strategy import ServerStep
 from fleet import durable, task
 from fleet.check import check, check_run
 from fleet.data_check import Count
@@ -107,8 +106,8 @@ def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
     story = _story(wish)
     task_, settings, away = _configured(Path(wish.config), wish) if wish.config else _built_in(wish)
     settings = _asked(settings, wish)
-    ServerStep(settings.round)  # or it would be refused when half of the run's folder is there
     settings = pinned or (story.settings(settings) if story else settings)
+    _check_server_step(settings)
     warnings = []
     for finding in _findings(task_, settings, wish, lambda recordings: len(_roles(recordings, wish, away)[0])):
         said = f"{finding.subject}: {finding.message}"
@@ -121,6 +120,13 @@ def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
     fleet = story.recordings(fleet) if story else fleet
     _check_judging(fleet, held_out)
     return Scenario(task_, settings, fleet, held_out, story, tuple(warnings))
+
+
+def _check_server_step(settings: Settings) -> None:
+    """Refuse what would be refused when half of the run's folder is there."""
+    from coordinator.strategy import ServerStep
+
+    ServerStep(settings.round)
 
 
 def _findings(task_: Task, settings: Settings, wish: Wish, taking_part: Count) -> list[Finding]:

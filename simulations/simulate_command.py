@@ -140,9 +140,9 @@ def _again(folder: Path, flag: str = "--resume") -> str:
 
 def _is_interrupt(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind it: torch's exporter wraps whatever it meets."""
-    return error is not None and (
-        isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__ or error.__context__)
-    )
+    if error is None or isinstance(error, KeyboardInterrupt):
+        return error is not None
+    return _is_interrupt(error.__cause__) or _is_interrupt(error.__context__)
 
 
 def _check_data(folder: Path, digest: str) -> None:

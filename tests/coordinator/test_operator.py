@@ -108,6 +108,8 @@ def test_what_nobody_serves_is_not_withdrawn_again(offered: Fleet) -> None:
     [
         pytest.param(RoundState.CLOSED, 59, 1, False, id="too early"),
         pytest.param(RoundState.CLOSED, 60, 1, True, id="on time"),
+        pytest.param(RoundState.CLOSED, -59, 1, False, id="a clock that went back a little"),
+        pytest.param(RoundState.CLOSED, -30 * 24 * 60, 1, True, id="the last began by a clock far ahead"),
         pytest.param(RoundState.FAILED, 60, 1, True, id="after a failure"),
         pytest.param(RoundState.OPEN, 60, 1, False, id="one is open"),
         pytest.param(RoundState.CLOSED, 60, 3, False, id="the plan is spent"),

@@ -21,7 +21,7 @@ from tests.coordinator.conftest import NOW, SETTINGS, Fleet
 
 RULES = ReleaseSettings(waves=(0.05, 0.25, 1.0), patience=timedelta(days=2), margin=0.05, wave_quorum=0.75)
 QUOTA = 10
-SOON, LATE = NOW + timedelta(hours=1), NOW + timedelta(days=2)
+SOON, LATE, BACK = NOW + timedelta(hours=1), NOW + timedelta(days=2), NOW - timedelta(days=30)
 
 
 def state(phase: Phase, wave: int = 0) -> RolloutState:
@@ -47,6 +47,7 @@ SAME, BETTER, WORSE = (0, 0), (3, 0), (0, 6)
         pytest.param((Phase.SHADOW, 0), 16, WORSE, SOON, (Phase.KEPT_OLD, 0), id="shadow: all say worse"),
         pytest.param((Phase.SHADOW, 0), 15, BETTER, LATE, (Phase.WAVE, 1), id="shadow: patience over, enough"),
         pytest.param((Phase.SHADOW, 0), 1, SAME, LATE, (Phase.KEPT_OLD, 0), id="shadow: patience over, too little"),
+        pytest.param((Phase.SHADOW, 0), 1, SAME, BACK, (Phase.KEPT_OLD, 0), id="shadow: begun by a clock far ahead"),
         pytest.param((Phase.SHADOW, 0), 0, SAME, LATE, (Phase.KEPT_OLD, 0), id="shadow: patience over, silence"),
         pytest.param((Phase.WAVE, 1), 11, BETTER, SOON, (Phase.WAVE, 1), id="wave: below its quorum"),
         pytest.param((Phase.WAVE, 1), 12, BETTER, SOON, (Phase.WAVE, 2), id="wave: a quorum says better"),

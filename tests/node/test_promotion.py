@@ -179,6 +179,25 @@ def test_the_log_says_what_serves_what_comes_and_what_is_kept(
     assert log.newest() == (max(walked) if walked else None)
 
 
+def test_two_processes_do_not_end_a_release_in_two_ways(
+    tmp_path: Path, log: StageLog, store: sqlite3.Connection
+) -> None:
+    here = open_store(tmp_path / "node.db")
+    here.execute("pragma busy_timeout = 0")
+
+    class Raced(StageLog):
+        def stage(self, release: int) -> Stage | None:
+            found = super().stage(release)
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                StageLog(here).append(release, Stage.REJECTED, "by the other")
+            return found
+
+    log.append(1, Stage.STAGED, "verified")
+    Raced(store).append(1, Stage.ADMITTED, "golden outputs match")
+    assert [stage for _, stage, _ in log.history()] == [Stage.STAGED, Stage.ADMITTED]
+    here.close()
+
+
 def test_a_move_is_on_the_disk_when_it_returns(tmp_path: Path, log: StageLog) -> None:
     walk(log, 1, Stage.SHADOW)
     other = open_store(tmp_path / "node.db")

@@ -557,7 +557,7 @@ def test_a_run_goes_on_with_the_data_that_it_began_with_and_with_no_other(tmp_pa
 
 def test_ctrl_c_is_no_mistake_of_the_task_however_it_was_wrapped() -> None:
     of_torch, ours = RuntimeError("failed"), TaskError("cannot be exported")
-    of_torch.__context__, ours.__cause__ = KeyboardInterrupt(), of_torch
+    of_torch.__context__, of_torch.__cause__, ours.__cause__ = KeyboardInterrupt(), ValueError(), of_torch
     assert _is_interrupt(ours)
     assert not _is_interrupt(TaskError("cannot be exported"))
 
@@ -699,8 +699,9 @@ def test_a_folder_of_the_same_name_as_a_package_hijacks_nothing(tmp_path: Path) 
     assert "hijacked" not in shown.stderr
 
 
-def test_a_missing_extra_is_named(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['sqlalchemy'] = None; sys.argv[1:] = ['simulate']"
+@pytest.mark.parametrize("missing", ["sqlalchemy", "flwr", "torch"])
+def test_a_missing_extra_is_named(tmp_path: Path, missing: str) -> None:
+    code = f"import sys; sys.modules['{missing}'] = None; sys.argv[1:] = ['simulate']"
     code += "; from fleet.__main__ import main; main()"
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert shown.returncode == 4
