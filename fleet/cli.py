@@ -1,8 +1,8 @@
 """The ``edgefleet`` command: finds its parts among what is installed, and ends with a documented exit code.
 
-Exit codes: 0 done, 1 a fault of ours or no room on the disk, 2 wrong use, 3 a task or its data cannot be used,
-4 an extra is missing, 5 the network failed, 6 a signature or a date does not hold, 7 a reply was refused,
-8 no privacy budget is left, 9 stored state was altered, 130 interrupted.
+Exit codes: 0 done, 1 a fault of ours, no room on the disk or nobody reads the output, 2 wrong use, 3 a task or its
+data cannot be used, 4 an extra is missing, 5 the network failed, 6 a signature or a date does not hold, 7 a reply
+was refused, 8 no privacy budget is left, 9 stored state was altered, 130 interrupted.
 """
 
 import logging

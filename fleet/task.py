@@ -16,40 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.errors import InputError, TaskError
-from fleet.finding import said
+from fleet.plain import dtype_name, make_plain, names, number, sizes, text
 from fleet.weights import Flat, Layout
 
 if TYPE_CHECKING:
     import torch
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-
-
-def _make_plain(part: object, **kinds: Callable[[Any], Any]) -> None:
-    """Python's own types for whatever equal ones the author wrote, of numpy's or lists: they are hashed and sent."""
-    for name, kind in kinds.items():
-        value = getattr(part, name)
-        try:
-            object.__setattr__(part, name, kind(value))
-        except (TypeError, ValueError, OverflowError) as error:
-            where = type(part).__name__.lower().removeprefix("privacy")
-            raise TaskError(f"{where}: {name} is {value!r:.80}, which is not of its type: {said(error)}") from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("it must be text")
-    return str(value)
-
-
-def _names(values: Any) -> tuple[str, ...]:
-    if isinstance(values, str | set | frozenset):
-        raise TypeError("it must be several names in order")
-    return tuple(_text(value) for value in values)
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    return tuple(index(value) for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +40,7 @@ class Signature:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        _make_plain(self, input=_text, shape=_sizes, low=float, high=float, classes=_names, dtype=_text)
+        make_plain(self, input=text, shape=sizes, low=number, high=number, classes=names, dtype=dtype_name)
         if self.dtype != "float32":
             raise TaskError(f"signature: dtype {self.dtype} is not supported, use float32")
         most = float(np.finfo(np.float32).max)
@@ -109,7 +82,7 @@ class PrivacyUnit:
     group: int = 1
 
     def __post_init__(self) -> None:
-        _make_plain(self, name=_text, group=index)
+        make_plain(self, name=text, group=index)
         if self.group < 1:
             raise TaskError(f"unit: group {self.group} must be 1 or more")
 
@@ -158,7 +131,7 @@ class Training:
     noise_limit: float = 13.0
 
     def __post_init__(self) -> None:
-        _make_plain(self, learning_rate=float, examples=index, noise_limit=float)
+        make_plain(self, learning_rate=number, examples=index, noise_limit=number)
         if not 0 < self.learning_rate < math.inf or self.examples < 1 or not self.noise_limit > 0:
             raise TaskError("training: learning_rate, examples and noise_limit must be positive, steps finite")
 

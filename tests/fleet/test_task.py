@@ -31,7 +31,8 @@ def devices() -> Any:
         pytest.param(lambda: replace(SIGNATURE, low=-1e39), "both finite float32", id="beyond float32"),
         pytest.param(lambda: replace(SIGNATURE, classes=(0, 1)), "it must be text", id="classes by number"),
         pytest.param(lambda: replace(SIGNATURE, shape=(2.5, 1)), "signature: shape is", id="half a sample"),
-        pytest.param(lambda: replace(SIGNATURE, low="x"), "signature: low is 'x'", id="a bound that is no number"),
+        pytest.param(lambda: replace(SIGNATURE, low="-1"), "signature: low is '-1'", id="a bound that is text"),
+        pytest.param(lambda: replace(SIGNATURE, dtype="flaot32"), "signature: dtype is 'flaot32'", id="no dtype"),
         pytest.param(lambda: PrivacyUnit(3), "unit: name is 3", id="a unit by number"),  # type: ignore[arg-type]
         pytest.param(lambda: PrivacyUnit("window", group=1.5), "unit: group is 1.5", id="half a group"),  # type: ignore[arg-type]
         pytest.param(lambda: replace(TRAINING, examples=100.5), "training: examples is 100.5", id="half an example"),
@@ -64,6 +65,7 @@ def test_what_makes_no_sense_cannot_be_declared(declare: Callable[[], object], s
 def test_what_numpy_and_lists_declare_is_the_same_task() -> None:
     low, high = np.float32(-1), np.array(1.0)
     signature: Any = Signature(np.str_("x"), list(np.array([2, 3])), low, high, np.array(["left", "right"]))  # type: ignore[arg-type]
+    assert replace(SIGNATURE, dtype=np.float32) == replace(SIGNATURE, dtype=np.dtype("float32")) == SIGNATURE  # type: ignore[arg-type]
     training = Training(np.float32(1), np.int64(10))  # type: ignore[arg-type]
     unit = PrivacyUnit(np.str_("window"), np.int32(2))  # type: ignore[arg-type]
     task = Task("toy", devices, signature, unit, training, devices)

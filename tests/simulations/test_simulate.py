@@ -38,7 +38,8 @@ from simulations.measurement import Measurements
 from simulations.report import page
 from simulations.scenario import Wish, scenario
 from simulations.shares import by_base
-from simulations.simulate_command import _again, _check_data, _is_interrupt, _owned, _room_needed
+from simulations.simulate_command import _STORIES, _again, _check_data, _is_interrupt, _owned, _room_needed
+from simulations.stories import STORIES
 from simulations.world import Device, read_window
 
 ROOT = Path(__file__).parent.parent.parent
@@ -560,6 +561,10 @@ def test_ctrl_c_is_no_mistake_of_the_task_however_it_was_wrapped() -> None:
     of_torch.__context__, of_torch.__cause__, ours.__cause__ = KeyboardInterrupt(), ValueError(), of_torch
     assert _is_interrupt(ours)
     assert not _is_interrupt(TaskError("cannot be exported"))
+
+
+def test_the_help_names_every_story() -> None:
+    assert set(re.findall(r"[a-z]+(?:-[a-z]+)+", _STORIES)) == STORIES.keys()
 
 
 def test_a_folder_with_a_space_can_be_pasted(tmp_path: Path) -> None:
