@@ -58,7 +58,7 @@ def family(pid: int) -> list[int]:
     """A process and all that it started."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        if fields := _read(int(folder.name), "stat").rpartition(")")[2].split():
+        if fields := read(int(folder.name), "stat").rpartition(")")[2].split():
             children.setdefault(int(fields[1]), []).append(int(folder.name))
     found = [pid]
     for one in found:
@@ -70,7 +70,7 @@ def memory(pids: list[int]) -> tuple[float, float]:
     """RSS and PSS of processes, MB."""
     totals = {"Rss": 0.0, "Pss": 0.0}
     for pid in pids:
-        for line in _read(pid, "smaps_rollup").splitlines()[1:]:
+        for line in read(pid, "smaps_rollup").splitlines()[1:]:
             name, amount = line.split()[:2]
             if name.rstrip(":") in totals:
                 totals[name.rstrip(":")] += int(amount) * 1024 / MB
@@ -81,11 +81,11 @@ def spent_s(pids: list[int]) -> float:
     """CPU seconds of processes and of their children that ended."""
     ticks = 0
     for pid in pids:
-        ticks += sum(map(int, _read(pid, "stat").rpartition(")")[2].split()[11:15]))
+        ticks += sum(map(int, read(pid, "stat").rpartition(")")[2].split()[11:15]))
     return ticks * TICK_S
 
 
-def _read(pid: int, what: str) -> str:
+def read(pid: int, what: str) -> str:
     """Empty for a process that ended meanwhile."""
     try:
         return Path(f"/proc/{pid}/{what}").read_text()

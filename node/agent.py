@@ -88,7 +88,7 @@ class Agent(Learning):
         identity = self.identity
         self._rollout: Rollout | None = None
         self._dice = random.Random(identity.name)  # noqa: S311 - spreads a fleet in time, hides nothing
-        self._failures = 0
+        self._failures, self._soon = 0, False
         self._next_poll = self._next_settling = datetime.min.replace(tzinfo=UTC)
         self.shadow = Shadow(self._store, self.task.signature)
         self.stages = StageLog(self._store)
@@ -151,22 +151,30 @@ class Agent(Learning):
 
     def mind(self) -> None:
         """Look at the coordinator's shelf when it is time; promote, or go back."""
-        self._try(self._pull, self._settle)
+        self.pull()
+        self.settle()
+
+    def pull(self) -> None:
+        """Look at the coordinator's shelf when it is time. A bad network holds it up: a real node gives it a thread."""
+        self._try(self._pull)
+
+    def settle(self) -> None:
+        """Promote, or go back, as evidence and the last look have it."""
+        self._try(self._settle)
 
     def learn(self) -> None:
         """Give a round that asked its session. It may take long: a real node calls it from a thread of its own."""
         self._try(self._learn)
 
-    def _try(self, *parts: Callable[[], None]) -> None:
-        for part in parts:
-            try:
-                part()
-            except BudgetError as error:
-                self._note("spent", str(error))
-            except (TaskError, MissingExtraError) as error:
-                self._note(CANNOT_LEARN, str(error))
-            except (FleetError, OSError, sqlite3.Error) as error:
-                self._record("kept", part=part.__name__.strip("_"), reason=str(error))
+    def _try(self, part: Callable[[], None]) -> None:
+        try:
+            part()
+        except BudgetError as error:
+            self._note("spent", str(error))
+        except (TaskError, MissingExtraError) as error:
+            self._note(CANNOT_LEARN, str(error))
+        except (FleetError, OSError, sqlite3.Error) as error:
+            self._record("kept", part=part.__name__.strip("_"), reason=str(error))
 
     def update(self, sealed: Sealed) -> Parcel | None:
         """The update for the instruction's round: the same bytes however often it asks, None while there is none.
@@ -210,7 +218,7 @@ class Agent(Learning):
 
     def pull_soon(self) -> None:
         """Look at the coordinator's shelf at the next step: something new is said to lie there."""
-        self._next_poll = datetime.min.replace(tzinfo=UTC)
+        self._soon = True
 
     def sent_bytes(self) -> list[int]:
         """Size of each update that was bound to a round, in bytes."""
@@ -246,8 +254,10 @@ class Agent(Learning):
             raise TrustError(f"{self.name} works on {self.task.name}, the instruction is for {task}")
 
     def _pull(self) -> None:
-        if timedelta(0) < self._next_poll - self.clock() <= POLL_INTERVAL:  # later than that: the clock went back
+        waits = timedelta(0) < self._next_poll - self.clock() <= POLL_INTERVAL  # later than that: the clock went back
+        if waits and not self._soon:
             return
+        self._soon = False  # what is said from now on may be newer than what is about to be read
         self._next_poll = self.clock() + self._spread(min(RETRY_INTERVAL * 2 ** min(self._failures, 16), POLL_INTERVAL))
         self._failures += 1
         self._rollout = self._workshop.pull(self)

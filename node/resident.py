@@ -70,7 +70,8 @@ class Resident:
             LocalApi(self._desk, identity.task.name, version=version, gauges=gauges.read, record=self._record),
             Limits.for_reading(math.prod(identity.task.signature.shape)),
         )
-        self._stop, self._wake, self._wished = threading.Event(), threading.Event(), threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._news, self._wished = threading.Event(), threading.Event()
         self._link = self._linked(hands[0], daily_bytes) if hands else None
         self._shelf = 0
         self._faults: dict[str, str] = {}
@@ -85,13 +86,13 @@ class Resident:
         self._server.start()
         self._record("started", address=self.address)
         link = self._link
-        work = {"link": lambda: self._talk(link), "learn": self._learn} if link else {}
+        work = {"pull": self._pull} | ({"link": lambda: self._talk(link), "learn": self._learn} if link else {})
         threads = [threading.Thread(target=target, name=name) for name, target in work.items()]
         for thread in threads:
             thread.start()
         try:
             while not self._stop.is_set():
-                self._wake.wait(self._survived("mind", self._mind))
+                self._wake.wait(self._survived("settle", self._settle))
                 self._wake.clear()
         finally:
             self.stop()
@@ -106,9 +107,18 @@ class Resident:
         """End soon; what a child did durably stays."""
         self._stop.set()
         self._wake.set()
+        self._news.set()
         self._wished.set()
         if self._children:
             self._children.stop()
+
+    def _pull(self) -> None:
+        """The shelf is looked at beside everything else: a network that hangs holds up no way back."""
+        while not self._stop.is_set():
+            self._survived("pull", self.agent.pull)
+            self._wake.set()
+            self._news.wait(IDLE_S)
+            self._news.clear()
 
     def _learn(self) -> None:
         """Rounds are learned for beside everything else: a session takes seconds, on small devices minutes."""
@@ -126,8 +136,8 @@ class Resident:
                 self._record("failed", part=name, reason=reason)
             return IDLE_S
 
-    def _mind(self) -> float:
-        self.agent.mind()
+    def _settle(self) -> float:
+        self.agent.settle()
         return BUSY_S if self.agent.on_trial else IDLE_S
 
     def _talk(self, link: "Link") -> None:
@@ -140,7 +150,7 @@ class Resident:
         if (standing := link.standing) and standing.shelf != self._shelf:
             self._shelf = standing.shelf
             self.agent.pull_soon()
-            self._wake.set()
+            self._news.set()
         if self.agent.wished:
             self._wished.set()
         return max(0.0, due - time.monotonic())

@@ -50,7 +50,8 @@ class Serving:
         self.active: Predictor | None = None
         self.rival: Predictor | None = None
         self._damaged: set[int] = set()
-        self._follow()
+        with slots.held():
+            self._follow()
 
     def provision(self, catalog: "Catalog", number: int) -> None:
         """Install a node's first release: verified and admitted; there is nothing to compare it with."""
@@ -72,35 +73,48 @@ class Serving:
         ends when everybody serves a newer one: a node that learns no truth about its answers would never see the end,
         and never take another release. Nothing that was labelled decides when.
         """
-        self._repair(catalog)
-        newest = self._stages.newest() or 0
-        if rollout.release <= newest:
-            return
-        withdraws = catalog.manifest(rollout.release).withdraws
-        if candidate := self._stages.candidate():
-            number, stage = candidate
-            withdrawn = 0 < withdraws == number
-            outdated = rollout.serving > number
-            if not withdrawn and (number == rollout.serving or (stage in _IN_WAVE and not outdated)):
-                return
-        missed = rollout.serving > newest
-        taken = None if rollout.halted and not missed else rollout.serving if missed else rollout.release
-        release = None if taken is None else catalog.release(taken)  # in hand before a trial ends for it
-        if candidate:
-            self._end(number, stage, withdrawn=withdrawn)
-        if release:
-            self._stage(*release)
+        try:
+            self._repair(catalog)
+        finally:  # a release that cannot be fetched again keeps no other from being taken
+            self._consider(rollout, catalog)
 
     def settle(self, rollout: Rollout | None) -> None:
         """Make every move that the evidence calls for now."""
         self._shadow.compare(self.rival, self.active.release if self.active else 0)
-        while candidate := self._stages.candidate():
-            release, stage = candidate
-            move = self._admission(release) if stage is Stage.STAGED else self._next(release, stage, rollout)
-            if move is None:
-                break
-            self._move(release, *move)
-        self._follow()
+        with self._slots.held():
+            while candidate := self._stages.candidate():
+                release, stage = candidate
+                move = self._admission(release) if stage is Stage.STAGED else self._next(release, stage, rollout)
+                if move is None:
+                    break
+                self._move(release, *move)
+            self._follow()
+
+    def _consider(self, rollout: Rollout, catalog: "Catalog") -> None:
+        newest = self._stages.newest() or 0
+        if rollout.release <= newest:
+            return
+        withdraws = catalog.manifest(rollout.release).withdraws
+        if not self._gives_way(rollout, withdraws):
+            return
+        missed = rollout.serving > newest
+        taken = None if rollout.halted and not missed else rollout.serving if missed else rollout.release
+        release = None if taken is None else catalog.release(taken)  # in hand before a trial ends for it
+        with self._slots.held():
+            if not self._gives_way(rollout, withdraws):  # its wave opened while this was fetched
+                return
+            if candidate := self._stages.candidate():
+                self._end(*candidate, withdrawn=0 < withdraws == candidate[0])
+            if release:
+                self._stage(*release)
+
+    def _gives_way(self, rollout: Rollout, withdraws: int) -> bool:
+        """Whether nothing is on trial that must go on to its end."""
+        candidate = self._stages.candidate()
+        if candidate is None or 0 < withdraws == candidate[0]:
+            return True
+        number, stage = candidate
+        return number != rollout.serving and (stage not in _IN_WAVE or rollout.serving > number)
 
     def _stage(self, release: Release, artifact: bytes, golden: bytes) -> None:
         self._slots.store(release, artifact, golden)
@@ -155,7 +169,8 @@ class Serving:
                 self._slots.store(*catalog.release(number))
                 self._damaged.discard(number)
                 self._record("repaired", release=number)
-                self._follow()
+                with self._slots.held():
+                    self._follow()
 
     def _follow(self) -> None:
         """Make pointer and memory what the log says."""

@@ -1,7 +1,8 @@
 """Artifacts on disk by their digest, and the one pointer that says which of them answers."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from fleet import durable
 from fleet.errors import TamperedError
 from fleet.release import Release
 from fleet.signing import canonical, sha256
+
+LOCK = "slots.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,13 @@ class Slots:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While releases are moved and the pointer follows: a node's process and the child that pulls take turns."""
+        durable.make_folder(self._folder)
+        with durable.held(self._folder / LOCK, wait=True):
+            yield
 
     def store(self, release: Release, artifact: bytes, golden: bytes) -> None:
         """Write a release beside the others. Not active, and harmless if interrupted."""

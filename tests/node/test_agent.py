@@ -627,6 +627,24 @@ def test_a_replayed_instruction_does_not_take_a_later_rounds_session(world: Worl
     assert world.update(2) is not None
 
 
+def test_news_of_the_shelf_that_comes_while_it_is_read_has_it_read_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = InProcess.pull
+
+    def pull(workshop: InProcess, agent: Agent) -> Rollout | None:
+        rollout = real(workshop, agent)
+        if agent.stages.newest() == 1:
+            world.publish(2, EVERYBODY)
+            agent.pull_soon()
+        return rollout
+
+    monkeypatch.setattr(InProcess, "pull", pull)
+    for _ in range(2):
+        world.agent.step()
+    assert world.says() == 2
+
+
 def test_a_clock_that_was_ahead_when_a_pull_failed_does_not_stop_the_polls(world: World) -> None:
     world.agent.step()
     true = world.now

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fleet.errors import LinkError
 from fleet.events import ignore
+from fleet.release import Rollout
 from fleet.settings import Settings
 from node import http_connection, recorder, resident
 from node.admission import admit
@@ -108,12 +109,12 @@ def test_a_fault_of_ours_ends_neither_answers_nor_the_next_try(
 ) -> None:
     calls = threading.Semaphore(0)
 
-    def mind(agent: Agent) -> None:
+    def settle(agent: Agent) -> None:
         calls.release()
         raise ValueError("a fault")
 
     monkeypatch.setattr(resident, "IDLE_S", 0.01)
-    monkeypatch.setattr(Agent, "mind", mind)
+    monkeypatch.setattr(Agent, "settle", settle)
     running = Running(shutil.copytree(provisioned, tmp_path / "node"))
     try:
         assert all(calls.acquire(timeout=10) for _ in range(3))
@@ -122,7 +123,41 @@ def test_a_fault_of_ours_ends_neither_answers_nor_the_next_try(
     finally:
         running.close()
     [failed] = [event for event in running.events() if event["event"] == "failed"]
-    assert (failed["part"], failed["reason"]) == ("mind", "ValueError('a fault')")
+    assert (failed["part"], failed["reason"]) == ("settle", "ValueError('a fault')")
+
+
+def test_a_network_that_hangs_holds_up_no_way_back(
+    provisioned: Path, toys: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release on probation that harms goes back while the shelf is being looked at, however long that takes."""
+    folder = shutil.copytree(provisioned, tmp_path / "node")
+    store = open_store(folder / "node.db")
+    parts = {"stages": StageLog(store), "slots": Slots(folder / "slots"), "shadow": Shadow(store, toys.signature)}
+    serving = Serving("n1", toys.signature, **parts, admit=admit, record=ignore)  # type: ignore[arg-type]
+    toys.put(2, right=False, quota=100)
+    rollout = Rollout(2, "salt", "f" * 64)
+    serving.consider(rollout, toys)  # type: ignore[arg-type]
+    serving.settle(rollout)
+    store.close()
+    hangs, over = threading.Event(), threading.Event()
+
+    def pull(*_: object) -> None:
+        hangs.set()
+        over.wait(60)
+
+    monkeypatch.setattr(resident._Nothing, "pull", pull)
+    monkeypatch.setattr(resident, "BUSY_S", 0.05)
+    running = Running(folder)
+    try:
+        assert hangs.wait(10)
+        end = time.monotonic() + 20
+        while (answer := running.client.infer(X)).index == 0 and time.monotonic() < end:
+            running.client.label(answer.id, 1)
+        assert answer.index == 1, "release 1 answers again"
+    finally:
+        over.set()
+        running.close()
+    assert "rolled-back" in {event["event"] for event in running.events()}
 
 
 def test_a_reading_that_is_long_is_read_whole(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fleet import durable
 from fleet.errors import SignatureError, TrustError
 from fleet.messages import Watch
 from fleet.release import Rollout
@@ -321,6 +322,57 @@ def test_a_trial_does_not_end_before_the_newer_release_is_in_hand(node: Node) ->
     assert (node.says(), node.stage(2)) == (2, Stage.PROBATION)
 
 
+@pytest.mark.parametrize(
+    ("waves", "stage"), [(1, Stage.PROBATION), (0, Stage.REJECTED)], ids=["it goes on to its end", "it is superseded"]
+)
+def test_a_wave_that_opens_while_a_newer_release_is_fetched_begins_a_trial(
+    node: Node, monkeypatch: pytest.MonkeyPatch, waves: int, stage: Stage
+) -> None:
+    """A child pulls, and the node's own process settles meanwhile."""
+    node.offer(2, quota=100)
+    child = Node(node.folder, node.toy)
+    real = node.toy.release
+
+    def slow(number: int) -> Any:
+        for _ in range(waves):
+            node.serving.settle(Rollout(2, "salt", EVERYBODY))
+        return real(number)
+
+    monkeypatch.setattr(node.toy, "release", slow)
+    node.toy.put(3)
+    child.serving.consider(Rollout(3, "salt", NOBODY), node.toy)
+    node.serving.settle(None)
+    assert (node.stage(2), node.stage(3)) == (stage, Stage.SHADOW if stage is Stage.REJECTED else None)
+    assert node.says() == (2 if waves else 1)
+    child.store.close()
+
+
+@pytest.mark.parametrize("owner", ["settle", "consider"])
+def test_the_process_of_a_node_and_its_child_move_releases_in_turn(
+    node: Node, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    """Whoever moves a release holds the slots."""
+    held: list[bool] = []
+    real = StageLog.append
+
+    def append(log: StageLog, *move: Any) -> None:
+        with pytest.raises(BlockingIOError), durable.held(node.folder / "slots" / "slots.lock"):
+            pass
+        held.append(True)
+        real(log, *move)
+
+    rollout = Rollout(2, "salt", EVERYBODY)
+    node.toy.put(2)
+    if owner == "settle":
+        node.serving.consider(rollout, node.toy)
+    monkeypatch.setattr(StageLog, "append", append)
+    if owner == "settle":
+        node.serving.settle(rollout)
+    else:
+        node.serving.consider(rollout, node.toy)
+    assert len(held) == (3 if owner == "settle" else 1)
+
+
 def test_a_withdrawn_release_is_no_way_back(node: Node) -> None:
     node.live(2, node.offer(2, EVERYBODY))
     node.offer(3, EVERYBODY, withdraws=2, like=1)
@@ -364,6 +416,17 @@ def test_I3_a_damaged_candidate_or_predecessor_does_not_silence_a_node(node: Nod
     assert node.stage(2) is stage
     node.live(2, rollout)
     assert node.says() == active
+
+
+def test_I3_a_damaged_release_that_cannot_be_fetched_again_keeps_no_newer_one_from_being_taken(node: Node) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    damage(node.slots.path(1))
+    del node.toy.shelf[1]
+    node.open()
+    with pytest.raises(SignatureError, match="release 1 "):
+        node.offer(3, EVERYBODY)
+    node.serving.settle(Rollout(3, "salt", EVERYBODY))
+    assert (node.says(), node.stage(3)) == (3, Stage.PROBATION)
 
 
 def test_I3_a_node_that_lost_every_slot_answers_again_once_it_has_pulled(node: Node) -> None:
