@@ -15,6 +15,8 @@ from fleet.release import Release
 MEMORY_BYTES = 4 << 30
 CPU_SECONDS = 20
 TIMEOUT_S = 60
+# By a device that was short of memory, or that is being shut down: it says nothing of the release.
+ENDED_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
 class Admit(Protocol):
@@ -43,8 +45,8 @@ def admit(artifact: Path, release: Release, golden: bytes, shape: tuple[int, ...
         )
     except subprocess.TimeoutExpired as error:
         raise StoreError(f"release {release.number} did not load within {TIMEOUT_S} s") from error
-    if child.returncode == -signal.SIGKILL:  # by a device that was short of memory, which says nothing of the release
-        raise StoreError(f"release {release.number}: the process that loads it was killed")
+    if -child.returncode in ENDED_FROM_OUTSIDE:
+        raise StoreError(f"release {release.number}: the process that loads it was ended")
     if child.returncode:
         reason = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit {child.returncode}"]
         raise TrustError(f"release {release.number} does not load: {reason[-1]}")
@@ -61,9 +63,15 @@ def _golden_digest(order: str, golden: bytes) -> str:
 
 
 def _main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))  # its own signal, not SIGKILL
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    _limit(resource.RLIMIT_CPU, CPU_SECONDS)
     sys.stdout.write(_golden_digest(sys.argv[1], sys.stdin.buffer.read()))
+
+
+def _limit(what: int, most: int) -> None:
+    """The soft limit, within what the device allows anyway: to pass it has a signal of its own, not SIGKILL."""
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 if __name__ == "__main__":

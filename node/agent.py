@@ -262,7 +262,8 @@ class Agent(Learning):
         self._failures += 1
         self._rollout = self._workshop.pull(self)
         self._failures = 0
-        self._next_poll = self.clock() + self._spread(POLL_INTERVAL)
+        if self.serving.active:  # a node that has lost all it could answer with looks again soon
+            self._next_poll = self.clock() + self._spread(POLL_INTERVAL)
 
     def _spread(self, longest: timedelta) -> timedelta:
         """Between the half and the whole of it: nodes that were offline together do not return in one minute."""

@@ -57,7 +57,7 @@ class Signs:
         alone: It answers and takes back the release before it: there is none to compare it with, or to go back to.
         harm: Evidence that it answers worse than the model beside it.
         windows: Labelled windows compared in this stage.
-        quota: Windows that a report of this stage takes.
+        quota: Windows that a report of this stage takes; infinite while the manifest that says so is damaged.
     """
 
     in_wave: bool
@@ -66,7 +66,7 @@ class Signs:
     alone: bool
     harm: float
     windows: int
-    quota: int
+    quota: float
 
 
 def next_stage(stage: Stage, signs: Signs) -> tuple[Stage, str] | None:
@@ -128,6 +128,10 @@ class StageLog:
         """The highest release ever staged here; nothing at or below it is staged again."""
         value = self._store.execute("select max(release) from stage").fetchone()[0]
         return None if value is None else int(value)
+
+    def has_committed(self) -> bool:
+        """Whether a release was ever proved here."""
+        return bool(self._rows_of(Stage.COMMITTED))
 
     def candidate(self) -> tuple[int, Stage] | None:
         """The release that is on its way, if one is."""

@@ -1,8 +1,9 @@
 """Which release answers and which one watches: moves releases through their stages, and the pointer after them."""
 
+import math
 from typing import TYPE_CHECKING
 
-from fleet.errors import TamperedError, TrustError
+from fleet.errors import FleetError, TamperedError, TrustError
 from fleet.events import Record
 from fleet.evidence import harm_evidence
 from fleet.messages import Watch
@@ -50,18 +51,30 @@ class Serving:
         self.active: Predictor | None = None
         self.rival: Predictor | None = None
         self._damaged: set[int] = set()
-        with slots.held():
-            self._follow()
+        self._load()
+        try:
+            with slots.held():
+                self._follow()
+        except OSError as error:  # a full disk, say: it answers all the same, and the next settling tries again
+            self._record("kept", part="pointer", reason=str(error))
 
     def provision(self, catalog: "Catalog", number: int) -> None:
-        """Install a node's first release: verified and admitted; there is nothing to compare it with."""
-        if self._stages.newest() is None:
-            self._stage(*catalog.release(number))
-        while candidate := self._stages.candidate():
-            if candidate[1] is Stage.STAGED:
-                self._check(candidate[0])
-            self._move(candidate[0], _PROVISIONED[candidate[1]], "provisioned")
-        self._follow()
+        """Install a node's first release: verified and admitted; there is nothing to compare it with.
+
+        A node that had one gets the bytes that were damaged again, and what is on trial there stays on trial.
+        """
+        if self._stages.has_committed():
+            self._repair(catalog)
+            return
+        release = catalog.release(number) if self._stages.newest() is None else None
+        with self._slots.held():
+            if release:
+                self._stage(*release)
+            while candidate := self._stages.candidate():
+                if candidate[1] is Stage.STAGED:
+                    self._check(candidate[0])
+                self._move(candidate[0], _PROVISIONED[candidate[1]], "provisioned")
+            self._follow()
 
     def consider(self, rollout: Rollout, catalog: "Catalog") -> None:
         """Stage the release that the rollout offers, unless it was tried before or another is on probation.
@@ -73,10 +86,23 @@ class Serving:
         ends when everybody serves a newer one: a node that learns no truth about its answers would never see the end,
         and never take another release. Nothing that was labelled decides when.
         """
-        try:
-            self._repair(catalog)
-        finally:  # a release that cannot be fetched again keeps no other from being taken
-            self._consider(rollout, catalog)
+        self._repair(catalog)
+        newest = self._stages.newest() or 0
+        if rollout.release <= newest:
+            return
+        self._take_back(catalog.manifest(rollout.release).withdraws)
+        if not self._gives_way(rollout):
+            return
+        missed = rollout.serving > newest
+        taken = None if rollout.halted and not missed else rollout.serving if missed else rollout.release
+        release = None if taken is None else catalog.release(taken)  # in hand before a trial ends for it
+        with self._slots.held():
+            if not self._gives_way(rollout):  # its wave opened while this was fetched
+                return
+            if candidate := self._stages.candidate():
+                self._end(candidate[0], "superseded")
+            if release:
+                self._stage(*release)
 
     def settle(self, rollout: Rollout | None) -> None:
         """Make every move that the evidence calls for now."""
@@ -90,28 +116,19 @@ class Serving:
                 self._move(release, *move)
             self._follow()
 
-    def _consider(self, rollout: Rollout, catalog: "Catalog") -> None:
-        newest = self._stages.newest() or 0
-        if rollout.release <= newest:
-            return
-        withdraws = catalog.manifest(rollout.release).withdraws
-        if not self._gives_way(rollout, withdraws):
-            return
-        missed = rollout.serving > newest
-        taken = None if rollout.halted and not missed else rollout.serving if missed else rollout.release
-        release = None if taken is None else catalog.release(taken)  # in hand before a trial ends for it
+    def _take_back(self, withdrawn: int) -> None:
+        """End the trial of a release that a newer one withdraws; it waits for no download."""
         with self._slots.held():
-            if not self._gives_way(rollout, withdraws):  # its wave opened while this was fetched
-                return
-            if candidate := self._stages.candidate():
-                self._end(*candidate, withdrawn=0 < withdraws == candidate[0])
-            if release:
-                self._stage(*release)
+            candidate = self._stages.candidate()
+            if candidate and 0 < withdrawn == candidate[0]:
+                if candidate[1] is Stage.PROBATION:
+                    self._move(withdrawn, Stage.ROLLED_BACK, "withdrawn")
+                self._end(withdrawn, "withdrawn")
 
-    def _gives_way(self, rollout: Rollout, withdraws: int) -> bool:
+    def _gives_way(self, rollout: Rollout) -> bool:
         """Whether nothing is on trial that must go on to its end."""
         candidate = self._stages.candidate()
-        if candidate is None or 0 < withdraws == candidate[0]:
+        if candidate is None:
             return True
         number, stage = candidate
         return number != rollout.serving and (stage not in _IN_WAVE or rollout.serving > number)
@@ -120,11 +137,9 @@ class Serving:
         self._slots.store(release, artifact, golden)
         self._move(release.number, Stage.STAGED, "verified")
 
-    def _end(self, number: int, stage: Stage, *, withdrawn: bool) -> None:
+    def _end(self, number: int, reason: str) -> None:
         """End a trial for another release. What was not proved here by then is no release to go back to."""
-        if withdrawn and stage is Stage.PROBATION:
-            self._move(number, Stage.ROLLED_BACK, "withdrawn")
-        self._move(number, Stage.REJECTED, "withdrawn" if withdrawn else "superseded")
+        self._move(number, Stage.REJECTED, reason)
         self._follow()
 
     def _admission(self, number: int) -> tuple[Stage, str]:
@@ -139,24 +154,32 @@ class Serving:
         self._admit(self._slots.path(number), release, self._slots.golden(number), self._signature.shape)
 
     def _next(self, number: int, stage: Stage, rollout: Rollout | None) -> tuple[Stage, str] | None:
-        release = self._slots.release(number)
+        release = self._manifest(number)
         watch = WATCH.get(stage, Watch.SHADOW)
         pairs = self._shadow.pairs(number, watch)
         current = rollout if rollout and rollout.release == number else None
         signs = Signs(
             in_wave=rollout is not None and rollout.admits(number, self._node),
             withdrawn=current is not None and current.halted,
-            skips_shadow=release.withdraws > 0 and release.artifact in self._served_before(number),
+            skips_shadow=release is not None and release.withdraws > 0 and self._was_served_before(release),
             alone=stage is Stage.PROBATION and self._in_service()[1] is None,
             harm=harm_evidence(pair.harm for pair in pairs),
             windows=len(pairs),
-            quota=release.quota(watch),
+            quota=release.quota(watch) if release else math.inf,
         )
         return next_stage(stage, signs)
 
-    def _served_before(self, number: int) -> set[str]:
-        """Artifacts that this node committed before ``number`` and still holds."""
-        return {self._slots.release(other).artifact for other in self._stages.kept() - {number}}
+    def _was_served_before(self, release: Release) -> bool:
+        """Whether a release that this node committed and still holds has the same artifact."""
+        others = (self._manifest(number) for number in self._stages.kept() - {release.number})
+        return any(other is not None and other.artifact == release.artifact for other in others)
+
+    def _manifest(self, number: int) -> Release | None:
+        """None if it is damaged: what harms goes back all the same, and everything else waits for its repair."""
+        try:
+            return self._slots.release(number)
+        except TamperedError:
+            return None
 
     def _move(self, number: int, stage: Stage, reason: str) -> None:
         self._stages.append(number, stage, reason)
@@ -165,19 +188,30 @@ class Serving:
     def _repair(self, catalog: "Catalog") -> None:
         """Fetch again what was damaged on the disk: a number stands for the same bytes for ever."""
         for number in sorted(self._stages.kept()):
-            if not self._slots.is_whole(number):
+            if self._slots.is_whole(number):
+                continue
+            try:
                 self._slots.store(*catalog.release(number))
-                self._damaged.discard(number)
-                self._record("repaired", release=number)
-                with self._slots.held():
-                    self._follow()
+            except (FleetError, OSError) as error:  # it keeps no other release from being taken
+                self._record("unrepaired", release=number, reason=str(error))
+                continue
+            self._damaged.discard(number)
+            self._record("repaired", release=number)
+            with self._slots.held():
+                self._follow()
 
     def _follow(self) -> None:
-        """Make pointer and memory what the log says."""
+        """Make memory what the log says, and then the pointer: a disk that takes none holds up no way back."""
+        self._load()
+        active, previous = self._in_service()
+        if active is not None:
+            self._slots.point(Pointer(active, previous))
+            self._slots.clear(self._stages.ended())  # not all others: another process may be storing a new one
+
+    def _load(self) -> None:
         active, previous = self._in_service()
         if active is None:
             return
-        self._slots.point(Pointer(active, previous))
         candidate = self._stages.candidate()
         rival = None
         if candidate and candidate[1] is Stage.PROBATION:
@@ -185,7 +219,6 @@ class Serving:
         elif candidate and candidate[1] in UNHEARD:
             rival = candidate[0]
         self.active, self.rival = self._opened(active, previous), self._opened(rival)
-        self._slots.clear(self._stages.ended())  # not all others: another process may be storing a new one
 
     def _in_service(self) -> tuple[int | None, int | None]:
         """The release that answers, and the one to go back to: the one before it, unless it takes that one back."""
@@ -195,10 +228,8 @@ class Serving:
 
     def _takes_back(self, number: int, other: int) -> bool:
         """Whether ``number`` is the withdrawal of ``other``, which then is no way back."""
-        try:
-            return 0 < self._slots.release(number).withdraws == other  # 0 withdraws nothing, release 0 neither
-        except TamperedError:
-            return False
+        release = self._manifest(number)
+        return release is not None and 0 < release.withdraws == other  # 0 withdraws nothing, release 0 neither
 
     def _opened(self, *numbers: int | None) -> Predictor | None:
         """The first of these releases whose bytes were not damaged on the disk."""

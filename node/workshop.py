@@ -53,12 +53,13 @@ class InProcess:
             LinkError: The coordinator's shelf cannot be reached.
             TrustError: Nothing on it may be served.
         """
-        catalog = self._catalog(agent)
-        catalog.refresh()
-        rollout = catalog.rollout()
-        if rollout is None:
-            raise TrustError(f"{agent.name}: the coordinator offers no release to begin with")
-        agent.serving.provision(catalog, rollout.serving)
+        with durable.held(agent.folder / LOCK, wait=True):
+            catalog = self._catalog(agent)
+            catalog.refresh()
+            rollout = catalog.rollout()
+            if rollout is None:
+                raise TrustError(f"{agent.name}: the coordinator offers no release to begin with")
+            agent.serving.provision(catalog, rollout.serving)
 
     def learn(self, node: Learning, wish: UpdateInstruction) -> None:
         """One session from the base that the instruction names, durably into the outbox.

@@ -1,6 +1,8 @@
 """What becomes of a release that this device could not load: it is refused, or tried again."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,9 @@ def child(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
     ("script", "error"),
     [
         pytest.param("kill -KILL $$", StoreError, id="killed, as by a device without memory"),
+        pytest.param("kill -TERM $$", StoreError, id="ended, as by a device that shuts down"),
+        pytest.param("kill -INT $$", StoreError, id="interrupted"),
+        pytest.param("kill -HUP $$", StoreError, id="its terminal closed"),
         pytest.param("exec sleep 60", StoreError, id="too slow"),
         pytest.param("kill -XCPU $$", TrustError, id="computes without end"),
         pytest.param("exit 1", TrustError, id="does not load"),
@@ -57,3 +62,11 @@ def test_a_computation_without_end_ends_by_its_limit_and_not_as_that_of_a_device
     monkeypatch.setattr(admission, "TIMEOUT_S", 20)
     with pytest.raises(TrustError, match=f"does not load: {end}"):
         admitted(toy, tmp_path)
+
+
+def test_a_device_whose_own_limits_are_lower_keeps_them() -> None:
+    code = "from node import admission; from node.admission import resource as r; "
+    code += "admission._limit(r.RLIMIT_AS, admission.MEMORY_BYTES); print(r.getrlimit(r.RLIMIT_AS))"
+    shell = f"ulimit -v 3000000; exec {sys.executable} -c '{code}'"
+    limits = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert limits.strip() == "(3072000000, 3072000000)"

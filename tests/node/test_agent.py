@@ -65,9 +65,10 @@ class Link(FolderFetcher):
     """A folder behind a link that may be down."""
 
     up = True
+    lost = "nothing"  # what stands in the names of files that cannot be had
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        if not self.up:
+        if not self.up or self.lost in url:
             raise DownloadError(f"{url}: the network is down")
         return super()._fetch(url)
 
@@ -625,6 +626,38 @@ def test_a_replayed_instruction_does_not_take_a_later_rounds_session(world: Worl
     with pytest.raises(DowngradeError, match="have seen round 2"):
         world.agent.update(world.ask(1).sealed(COORDINATOR))
     assert world.update(2) is not None
+
+
+def test_I3_a_node_that_cannot_repair_a_release_promotes_and_goes_back_as_the_rollout_says(world: World) -> None:
+    world.publish(2, EVERYBODY)
+    world.agent.step()
+    world.live(2)
+    assert world.agent.stages.stage(2) is Stage.COMMITTED
+    (world.folder / "node" / "slots" / "00000001" / "artifact.onnx").write_bytes(b"")
+    world.link.lost = "releases/00000001/"
+    world.publish(3, EVERYBODY)
+    world.hours_pass()
+    world.agent.step()
+    assert "unrepaired" in {event for event, _ in world.events}
+    assert world.says() == 3
+    world.publisher.rollout(Rollout(3, "salt", EVERYBODY, halted=True, serving=1))
+    world.hours_pass()
+    world.agent.step()
+    assert world.says() == 2
+
+
+def test_a_node_that_lost_all_it_could_answer_with_looks_again_within_a_minute(world: World) -> None:
+    world.agent.step()
+    (world.folder / "node" / "slots" / "00000001" / "artifact.onnx").write_bytes(b"")
+    world.restart()
+    assert world.agent.serving.active is None
+    world.link.lost = "releases/"
+    world.agent.step()
+    assert world.events[-1][0] == "unrepaired"
+    world.link.lost = "nothing"
+    world.now += RETRY_INTERVAL
+    world.agent.step()
+    assert world.says() == 1
 
 
 def test_news_of_the_shelf_that_comes_while_it_is_read_has_it_read_again(

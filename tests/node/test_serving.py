@@ -1,5 +1,6 @@
 """A node's models, from the first release to commit, veto, rollback and withdrawal, and through crashes between."""
 
+import errno
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -423,10 +424,85 @@ def test_I3_a_damaged_release_that_cannot_be_fetched_again_keeps_no_newer_one_fr
     damage(node.slots.path(1))
     del node.toy.shelf[1]
     node.open()
-    with pytest.raises(SignatureError, match="release 1 "):
-        node.offer(3, EVERYBODY)
-    node.serving.settle(Rollout(3, "salt", EVERYBODY))
+    rollout = node.offer(3, EVERYBODY)
     assert (node.says(), node.stage(3)) == (3, Stage.PROBATION)
+    node.live(2, rollout)
+    assert node.stage(3) is Stage.COMMITTED
+    assert [fields["release"] for event, fields in node.events if event == "unrepaired"] == [1]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "digests.json", "artifact.onnx", "golden.bin"])
+def test_a_release_on_probation_that_harms_goes_back_whatever_of_it_was_damaged(node: Node, name: str) -> None:
+    rollout = node.offer(2, EVERYBODY, right=False, quota=100)
+    damage(node.slots.path(2).with_name(name))
+    node.live(30, rollout)
+    assert (node.says(), node.stage(2)) == (1, Stage.ROLLED_BACK)
+
+
+def test_a_release_whose_manifest_is_damaged_is_not_proved(node: Node) -> None:
+    rollout = node.offer(2, EVERYBODY, quota=2)
+    damage(node.slots.path(2).with_name("manifest.json"))
+    node.live(5, rollout)
+    assert node.stage(2) is Stage.PROBATION
+    node.pull(rollout)
+    assert node.stage(2) is Stage.COMMITTED
+
+
+def test_a_withdrawal_is_served_though_another_slot_was_damaged(node: Node) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    rollout = node.offer(3, EVERYBODY)
+    damage(node.slots.path(2).with_name("manifest.json"))
+    del node.toy.shelf[2]
+    node.live(2, rollout)
+    assert node.stage(3) is Stage.COMMITTED
+    node.offer(4, EVERYBODY, withdraws=3, like=1)
+    assert (node.says(), node.stage(4)) == (4, Stage.COMMITTED)
+
+
+def test_a_way_back_needs_no_room_on_the_disk_for_the_pointer(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    rollout = node.offer(2, EVERYBODY, right=False, quota=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            node.live(30, rollout)
+        assert (node.says(), node.stage(2), node.slots.pointer()) == (1, Stage.ROLLED_BACK, Pointer(2, 1))
+        node.open()
+        assert node.says() == 1
+        assert node.events[-1] == ("kept", {"part": "pointer", "reason": "[Errno 28] No space left on device"})
+    node.serving.settle(rollout)
+    assert node.slots.pointer() == Pointer(1, None)
+
+
+def test_a_release_that_was_withdrawn_ends_before_the_withdrawal_is_downloaded(node: Node) -> None:
+    node.offer(2, EVERYBODY, quota=100)
+    node.toy.put(3, withdraws=2, like=1)
+    manifest = node.toy.shelf[3][0]
+
+    class Cut:
+        manifest = staticmethod(lambda _: manifest)
+        release = staticmethod(node.toy.release)
+
+    del node.toy.shelf[3]
+    with pytest.raises(SignatureError):
+        node.serving.consider(Rollout(3, "salt", EVERYBODY), Cut())  # type: ignore[arg-type]
+    assert (node.says(), node.stage(2), node.slots.pointer()) == (1, Stage.REJECTED, Pointer(1, None))
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["in shadow", "vetoed"])
+def test_provisioning_again_repairs_and_proves_nothing(node: Node, refused: bool) -> None:
+    """A release on trial stays on trial when a node that lost its first release is enrolled again."""
+    rollout = node.offer(2, right=not refused)
+    node.live(30, rollout)
+    before = node.stages.history()
+    assert before[-1][1] is (Stage.VETOED if refused else Stage.SHADOW)
+    damage(node.slots.path(1))
+    node.open()
+    assert node.serving.active is None
+    node.serving.provision(node.toy, 1)
+    assert (node.says(), node.stages.history()) == (1, before)
 
 
 def test_I3_a_node_that_lost_every_slot_answers_again_once_it_has_pulled(node: Node) -> None:
