@@ -100,9 +100,10 @@ def harm_evidence(outcomes: Iterable[int]) -> float:
     """
     wealth = np.ones_like(_BETS)
     peak = 1.0
-    for outcome in outcomes:
-        wealth = wealth * (1 + _BETS * outcome)
-        peak = max(peak, float(wealth.mean()))
+    with np.errstate(over="ignore"):  # infinite evidence is enough
+        for outcome in outcomes:
+            wealth = wealth * (1 + _BETS * outcome)
+            peak = max(peak, float(wealth.mean()))
     return peak
 
 

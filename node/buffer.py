@@ -37,7 +37,7 @@ class Buffer:
         self._store.executemany("insert into example values (?, ?, ?, ?)", rows)
 
     def __len__(self) -> int:
-        return int(self._store.execute("select count(*) from example").fetchone()[0])
+        return int(self._store.execute("select coalesce(max(seq) + 1, 0) from example").fetchone()[0])
 
     def partitions(self) -> list[int]:
         """Numbers of the partitions, oldest first."""

@@ -19,7 +19,7 @@ from node.learning import Learning
 if TYPE_CHECKING:
     from node.agent import Agent
 
-PULL_S = 300.0
+PULL_S = 3600.0  # a link that says nothing, or drips, is given up long before (node.transport)
 LEARN_S = 1800.0
 ERRORS = {
     kind.exit_code: kind for kind in (TaskError, MissingExtraError, LinkError, TrustError, BudgetError, TamperedError)

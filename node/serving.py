@@ -156,15 +156,15 @@ class Serving:
     def _next(self, number: int, stage: Stage, rollout: Rollout | None) -> tuple[Stage, str] | None:
         release = self._manifest(number)
         watch = WATCH.get(stage, Watch.SHADOW)
-        pairs = self._shadow.pairs(number, watch)
+        windows, harms = self._shadow.tally(number, watch)
         current = rollout if rollout and rollout.release == number else None
         signs = Signs(
             in_wave=rollout is not None and rollout.admits(number, self._node),
             withdrawn=current is not None and current.halted,
             skips_shadow=release is not None and release.withdraws > 0 and self._was_served_before(release),
             alone=stage is Stage.PROBATION and self._in_service()[1] is None,
-            harm=harm_evidence(pair.harm for pair in pairs),
-            windows=len(pairs),
+            harm=harm_evidence(harms),
+            windows=windows,
             quota=release.quota(watch) if release else math.inf,
         )
         return next_stage(stage, signs)

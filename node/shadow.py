@@ -16,6 +16,12 @@ from node.store import transaction
 
 UNLABELLED = 1000  # readings whose values are kept for a label that may come
 _ENDLESS = 2**62
+_PAIRS = (
+    "select seq, case release when :candidate then answer else rival_answer end = label as new, "
+    "case release when :candidate then rival_answer else answer end = label as old from reading "
+    "where max(release, rival) = :candidate and release != rival and label is not null "
+    "and seq >= :first and seq < :last"
+)
 REMEMBERED = 10_000  # readings that a label still finds
 
 
@@ -110,13 +116,15 @@ class Shadow:
         return [(x, label) for (x,) in rows]
 
     def forget(self) -> None:
-        """Drop the values of all but the newest unlabelled readings, and readings that no label will find any more."""
+        """Drop the values of all but the newest unlabelled readings, and what neither a label nor a report will find.
+
+        Of the newest release, and of whatever is compared with it, all that was labelled is evidence and stays.
+        """
         query = "select seq from reading where x is not null order by seq desc limit 1 offset ?"
         if row := self._store.execute(query, (UNLABELLED,)).fetchone():
             self._store.execute("update reading set x = null where x is not null and seq <= ?", row)
-        self._store.execute(
-            "delete from reading where seq < ? and (label is null or rival is null)", (self.next_seq() - REMEMBERED,)
-        )
+        over = "label is null or rival is null or max(release, rival) < (select max(release) from stage)"
+        self._store.execute(f"delete from reading where seq < ? and ({over})", (self.next_seq() - REMEMBERED,))  # noqa: S608
 
     def next_seq(self) -> int:
         """The number of the next request."""
@@ -156,14 +164,19 @@ class Shadow:
 
     def pairs(self, candidate: int, watch: Watch) -> list[Pair]:
         """Labelled windows of one candidate before its wave opened here, or since; oldest first."""
-        query = (
-            "select seq, case release when :candidate then answer else rival_answer end = label, "
-            "case release when :candidate then rival_answer else answer end = label from reading "
-            "where max(release, rival) = :candidate and release != rival and label is not null "
-            "and seq >= :first and seq < :last order by seq"
-        )
-        rows = self._store.execute(query, self._range(candidate, watch))
+        rows = self._store.execute(f"{_PAIRS} order by seq", self._range(candidate, watch))
         return [Pair(seq, bool(new_right), bool(old_right)) for seq, new_right, old_right in rows]
+
+    def tally(self, candidate: int, watch: Watch) -> tuple[int, list[int]]:
+        """How many windows are in ``pairs``, and the ``harm`` of those that only one model had right; oldest first.
+
+        A node asks twice a second while a release is on trial, and those windows are few.
+        """
+        span = self._range(candidate, watch)
+        (windows,) = self._store.execute(f"select count(*) from ({_PAIRS})", span).fetchone()  # noqa: S608 - our own words
+        told_apart = f"select old - new from ({_PAIRS}) where old != new order by seq"  # noqa: S608
+        rows = self._store.execute(told_apart, span)
+        return int(windows), [harm for (harm,) in rows]
 
     def labelled(self, candidate: int, watch: Watch) -> int:
         """How many windows are in ``pairs``, or will be, as far as can be told before they are compared."""

@@ -6,8 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleet.durable import is_damaged, make_folder
-from fleet.errors import TamperedError, UsageError
+from fleet.errors import StoreError, TamperedError, UsageError
 
+# Primary codes of SQLite that say nothing of what is in the file.
+_NOT_NOW = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
+BUSY_S = 30.0
 VERSION = 1  # of the schema; a change to it must read what the one before wrote
 _SCHEMA = """
 create table if not exists identity (name text primary key, value blob not null);
@@ -18,6 +29,7 @@ create trigger if not exists charge_kept before update on charge begin select ra
 create trigger if not exists charge_stays before delete on charge begin select raise(abort, 'append only'); end;
 create table if not exists example (
     seq integer primary key, partition integer not null, x blob not null, y integer not null);
+create index if not exists example_partition on example (partition);
 create table if not exists reading (
     seq integer primary key, x blob, release integer not null, answer integer not null,
     rival integer, rival_answer integer, label integer, report text,
@@ -41,12 +53,14 @@ def open_store(path: Path) -> sqlite3.Connection:
     """A connection in autocommit whose commits are on the disk when they return (WAL, ``synchronous=FULL``).
 
     Raises:
+        StoreError: The device has no room for the files beside it, or does not let it be opened now.
         TamperedError: The file is no database of ours.
         UsageError: It was written by an edgefleet whose schema is another.
     """
     make_folder(path.parent)
-    path.touch(mode=0o600)  # before SQLite makes its side files after this one's permissions
-    connection = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
+    if not path.exists():
+        path.touch(mode=0o600)  # before SQLite makes its side files after this one's permissions
+    connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
     try:
         connection.execute("pragma journal_mode=wal")
         connection.execute("pragma synchronous=full")
@@ -58,6 +72,8 @@ def open_store(path: Path) -> sqlite3.Connection:
             connection.execute(f"pragma user_version={VERSION}")
     except sqlite3.DatabaseError as error:
         connection.close()
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_NOW:
+            raise StoreError(f"{path} cannot be opened now: {error}; is there room on the disk?") from error
         raise TamperedError(f"{path} cannot be read as a node's store: {error}") from error
     if found not in (0, VERSION):
         connection.close()

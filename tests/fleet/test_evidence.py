@@ -121,3 +121,7 @@ def test_evidence_once_seen_is_not_forgotten() -> None:
 @pytest.mark.parametrize("outcome", [0, -1])
 def test_no_harm_is_no_evidence(outcome: int) -> None:
     assert harm_evidence([]) == harm_evidence([outcome] * 50) == 1.0
+
+
+def test_evidence_beyond_measure_is_infinite_and_no_warning() -> None:
+    assert harm_evidence([1] * 5000 + [-1] * 5000) == math.inf

@@ -229,6 +229,16 @@ def test_what_no_label_can_find_any_more_is_removed_but_evidence_stays(store: sq
     assert [row[0] for row in store.execute("select seq from reading order by seq")] == [0, REMEMBERED + 2]
 
 
+def test_evidence_stays_until_a_newer_release_is_on_the_node(store: sqlite3.Connection, toy: Any) -> None:
+    shadow, stages = Shadow(store, toy.signature), StageLog(store)
+    values = "insert into reading (seq, release, answer, rival, rival_answer, label) values (?, ?, 0, ?, 0, ?)"
+    store.executemany(values, [(0, 1, 2, 1), (1, 2, 1, 1), (2, 2, 3, 1), (REMEMBERED + 3, 1, None, None)])
+    for release, left in ((2, [0, 1, 2]), (3, [2])):
+        stages.append(release, Stage.STAGED, "test")
+        shadow.forget()
+        assert [row[0] for row in store.execute("select seq from reading where label is not null")] == left
+
+
 def test_I11_a_locked_store_stops_no_answer_and_is_counted(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "_BUSY_MS", 50)
     counter.desk.close()

@@ -53,6 +53,16 @@ def test_the_first_label_counts(shadow: Shadow) -> None:
     assert shadow.pairs(2, Watch.SHADOW) == [Pair(seq, new_right=False, old_right=True)]
 
 
+def test_a_tally_counts_all_pairs_and_tells_those_that_only_one_model_had_right(shadow: Shadow) -> None:
+    for old, new, truth in ((0, 0, 0), (0, 1, 0), (1, 1, 0), (0, 1, 1), (0, 1, 0)):
+        seq = shadow.record(X, answer(1, old))
+        shadow.compare(Always(2, new), 1)
+        shadow.label(seq, truth)
+    shadow.record(X, answer(1, 0))  # nobody told the truth about it
+    pairs = shadow.pairs(2, Watch.SHADOW)
+    assert shadow.tally(2, Watch.SHADOW) == (5, [1, -1, 1]) == (len(pairs), [p.harm for p in pairs if p.harm])
+
+
 @pytest.mark.parametrize(("seq", "label"), [(0, 2), (0, -1), (1, 0), (-1, 0)])
 def test_a_label_of_no_class_or_no_request_is_refused(shadow: Shadow, seq: int, label: int) -> None:
     shadow.record(X, answer(1, 0))
