@@ -26,7 +26,7 @@ from fleet.output import Format
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-LOOK_S = 0.05
+LOOK_S = 0.1
 PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 

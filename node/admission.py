@@ -69,9 +69,10 @@ def _main() -> None:
 
 
 def _limit(what: int, most: int) -> None:
-    """The soft limit, within what the device allows anyway: to pass it has a signal of its own, not SIGKILL."""
-    hard = resource.getrlimit(what)[1]
-    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    """Within what the device allows anyway, and below its hard limit, which would end it by SIGKILL."""
+    soft, hard = resource.getrlimit(what)
+    bounds = [bound for bound in (most, soft) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(what, (min([*bounds, hard - 1] if hard != resource.RLIM_INFINITY else bounds), hard))
 
 
 if __name__ == "__main__":

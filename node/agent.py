@@ -88,7 +88,8 @@ class Agent(Learning):
         identity = self.identity
         self._rollout: Rollout | None = None
         self._dice = random.Random(identity.name)  # noqa: S311 - spreads a fleet in time, hides nothing
-        self._failures, self._soon = 0, False
+        self._failures = 0
+        self._soon = False  # something new is said to lie on the shelf
         self._next_poll = self._next_settling = datetime.min.replace(tzinfo=UTC)
         self.shadow = Shadow(self._store, self.task.signature)
         self.stages = StageLog(self._store)
@@ -261,8 +262,8 @@ class Agent(Learning):
         self._next_poll = self.clock() + self._spread(min(RETRY_INTERVAL * 2 ** min(self._failures, 16), POLL_INTERVAL))
         self._failures += 1
         self._rollout = self._workshop.pull(self)
-        self._failures = 0
-        if self.serving.active:  # a node that has lost all it could answer with looks again soon
+        if self.serving.is_whole():  # what is damaged is asked for again like what failed
+            self._failures = 0
             self._next_poll = self.clock() + self._spread(POLL_INTERVAL)
 
     def _spread(self, longest: timedelta) -> timedelta:

@@ -19,8 +19,8 @@ from node.learning import Learning
 if TYPE_CHECKING:
     from node.agent import Agent
 
-PULL_S = 3600.0  # a link that says nothing, or drips, is given up long before (node.transport)
-LEARN_S = 1800.0
+PULL_S = 3600.0  # a link that says nothing is given up long before (node.transport)
+LEARN_S = PULL_S + 1800.0  # it may wait for a pull
 ERRORS = {
     kind.exit_code: kind for kind in (TaskError, MissingExtraError, LinkError, TrustError, BudgetError, TamperedError)
 }

@@ -54,7 +54,7 @@ class Signs:
         in_wave: The signed rollout names this release and this node.
         withdrawn: The rollout of this release was halted.
         skips_shadow: It takes another release back, and its weights were served here before.
-        alone: It answers and takes back the release before it: there is none to compare it with, or to go back to.
+        alone: It takes back the release that was proved last: there is none to compare it with, or to go back to.
         harm: Evidence that it answers worse than the model beside it.
         windows: Labelled windows compared in this stage.
         quota: Windows that a report of this stage takes; infinite while the manifest that says so is damaged.
@@ -80,9 +80,10 @@ def next_stage(stage: Stage, signs: Signs) -> tuple[Stage, str] | None:
         return _after_shadow(stage, signs)
     if stage is Stage.PROBATION and signs.harm >= ROLLBACK_EVIDENCE:
         return Stage.ROLLED_BACK, f"evidence of harm {signs.harm:.0f}"
-    if stage is Stage.PROBATION and (signs.skips_shadow or signs.alone or signs.windows >= signs.quota):
+    is_over = signs.skips_shadow or signs.alone or signs.windows >= signs.quota
+    if stage is Stage.PROBATION and is_over:
         return Stage.COMMITTED, f"{signs.windows} windows on probation"
-    if stage in (Stage.MUTED, Stage.ROLLED_BACK) and signs.windows >= signs.quota:
+    if stage in (Stage.MUTED, Stage.ROLLED_BACK) and is_over:
         return Stage.REJECTED, f"refused, and compared in {signs.windows} windows all the same"
     return None
 
@@ -129,9 +130,9 @@ class StageLog:
         value = self._store.execute("select max(release) from stage").fetchone()[0]
         return None if value is None else int(value)
 
-    def has_committed(self) -> bool:
-        """Whether a release was ever proved here."""
-        return bool(self._rows_of(Stage.COMMITTED))
+    def proved(self) -> int | None:
+        """The newest release that was committed here."""
+        return max((number for (number,) in self._rows_of(Stage.COMMITTED)), default=None)
 
     def candidate(self) -> tuple[int, Stage] | None:
         """The release that is on its way, if one is."""

@@ -52,8 +52,11 @@ class Serving:
         self.rival: Predictor | None = None
         self._damaged: set[int] = set()
         self._load()
+        self._start()
+
+    def _start(self) -> None:
         try:
-            with slots.held():
+            with self._slots.held():
                 self._follow()
         except OSError as error:  # a full disk, say: it answers all the same, and the next settling tries again
             self._record("kept", part="pointer", reason=str(error))
@@ -62,9 +65,15 @@ class Serving:
         """Install a node's first release: verified and admitted; there is nothing to compare it with.
 
         A node that had one gets the bytes that were damaged again, and what is on trial there stays on trial.
+
+        Raises:
+            LinkError: It cannot be fetched.
+            TrustError: It must not be served; or nothing that was served here can be fetched again.
         """
-        if self._stages.has_committed():
-            self._repair(catalog)
+        self._repair(catalog)
+        if self._stages.proved() is not None:
+            if self.active is None:
+                raise TrustError(f"{self._node}: what it served is damaged, and could not be fetched again")
             return
         release = catalog.release(number) if self._stages.newest() is None else None
         with self._slots.held():
@@ -86,7 +95,29 @@ class Serving:
         ends when everybody serves a newer one: a node that learns no truth about its answers would never see the end,
         and never take another release. Nothing that was labelled decides when.
         """
-        self._repair(catalog)
+        try:
+            self._take(rollout, catalog)
+        finally:
+            self._repair(catalog)
+
+    def is_whole(self) -> bool:
+        """Whether nothing that may answer or be watched was damaged on the disk."""
+        return all(self._slots.is_whole(number) for number in self._stages.kept())
+
+    def settle(self, rollout: Rollout | None) -> None:
+        """Make every move that the evidence calls for now."""
+        self._shadow.compare(self.rival, self.active.release if self.active else 0)
+        with self._slots.held():
+            self._load()  # a child may have ended a trial
+            while candidate := self._stages.candidate():
+                release, stage = candidate
+                move = self._admission(release) if stage is Stage.STAGED else self._next(release, stage, rollout)
+                if move is None:
+                    break
+                self._move(release, *move)
+            self._follow()
+
+    def _take(self, rollout: Rollout, catalog: "Catalog") -> None:
         newest = self._stages.newest() or 0
         if rollout.release <= newest:
             return
@@ -103,18 +134,6 @@ class Serving:
                 self._end(candidate[0], "superseded")
             if release:
                 self._stage(*release)
-
-    def settle(self, rollout: Rollout | None) -> None:
-        """Make every move that the evidence calls for now."""
-        self._shadow.compare(self.rival, self.active.release if self.active else 0)
-        with self._slots.held():
-            while candidate := self._stages.candidate():
-                release, stage = candidate
-                move = self._admission(release) if stage is Stage.STAGED else self._next(release, stage, rollout)
-                if move is None:
-                    break
-                self._move(release, *move)
-            self._follow()
 
     def _take_back(self, withdrawn: int) -> None:
         """End the trial of a release that a newer one withdraws; it waits for no download."""
@@ -142,7 +161,9 @@ class Serving:
         self._move(number, Stage.REJECTED, reason)
         self._follow()
 
-    def _admission(self, number: int) -> tuple[Stage, str]:
+    def _admission(self, number: int) -> tuple[Stage, str] | None:
+        if not self._slots.is_whole(number):  # which says nothing of the release: it waits for its repair
+            return None
         try:
             self._check(number)
         except TrustError as error:
@@ -162,12 +183,17 @@ class Serving:
             in_wave=rollout is not None and rollout.admits(number, self._node),
             withdrawn=current is not None and current.halted,
             skips_shadow=release is not None and release.withdraws > 0 and self._was_served_before(release),
-            alone=stage is Stage.PROBATION and self._in_service()[1] is None,
+            alone=stage in _IN_WAVE and self._is_alone(number),
             harm=harm_evidence(harms),
             windows=windows,
             quota=release.quota(watch) if release else math.inf,
         )
         return next_stage(stage, signs)
+
+    def _is_alone(self, number: int) -> bool:
+        """Whether nothing was proved here but what ``number`` takes back."""
+        proved = self._stages.proved()
+        return proved is None or self._takes_back(number, proved)
 
     def _was_served_before(self, release: Release) -> bool:
         """Whether a release that this node committed and still holds has the same artifact."""
@@ -201,7 +227,7 @@ class Serving:
                 self._follow()
 
     def _follow(self) -> None:
-        """Make memory what the log says, and then the pointer: a disk that takes none holds up no way back."""
+        """Memory first, and then the pointer: a disk that takes none holds up no way back."""
         self._load()
         active, previous = self._in_service()
         if active is not None:
@@ -209,16 +235,17 @@ class Serving:
             self._slots.clear(self._stages.ended())  # not all others: another process may be storing a new one
 
     def _load(self) -> None:
+        """Make memory what the log says, as far as the disk allows; nothing is compared with itself."""
         active, previous = self._in_service()
         if active is None:
             return
+        back = [number for number in sorted(self._stages.kept(), reverse=True) if number <= (previous or -1)]
         candidate = self._stages.candidate()
-        rival = None
+        watching = [candidate[0]] if candidate and candidate[1] in UNHEARD else []
         if candidate and candidate[1] is Stage.PROBATION:
-            rival = previous
-        elif candidate and candidate[1] in UNHEARD:
-            rival = candidate[0]
-        self.active, self.rival = self._opened(active, previous), self._opened(rival)
+            watching = back
+        answering, rival = self._opened(active, *back), self._opened(*watching)
+        self.active, self.rival = answering, None if rival is answering else rival
 
     def _in_service(self) -> tuple[int | None, int | None]:
         """The release that answers, and the one to go back to: the one before it, unless it takes that one back."""

@@ -15,6 +15,7 @@ from node.predictor import Answer, Predictor
 from node.store import transaction
 
 UNLABELLED = 1000  # readings whose values are kept for a label that may come
+REMEMBERED = 10_000  # readings that a label still finds
 _ENDLESS = 2**62
 _PAIRS = (
     "select seq, case release when :candidate then answer else rival_answer end = label as new, "
@@ -22,7 +23,6 @@ _PAIRS = (
     "where max(release, rival) = :candidate and release != rival and label is not null "
     "and seq >= :first and seq < :last"
 )
-REMEMBERED = 10_000  # readings that a label still finds
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,11 @@ class Shadow:
         query = "select seq from reading where x is not null order by seq desc limit 1 offset ?"
         if row := self._store.execute(query, (UNLABELLED,)).fetchone():
             self._store.execute("update reading set x = null where x is not null and seq <= ?", row)
-        over = "label is null or rival is null or max(release, rival) < (select max(release) from stage)"
-        self._store.execute(f"delete from reading where seq < ? and ({over})", (self.next_seq() - REMEMBERED,))  # noqa: S608
+        self._store.execute(
+            "delete from reading where seq < ? and "
+            "(label is null or rival is null or max(release, rival) < (select max(release) from stage))",
+            (self.next_seq() - REMEMBERED,),
+        )
 
     def next_seq(self) -> int:
         """The number of the next request."""

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fleet.durable import is_damaged, make_folder
@@ -16,9 +16,10 @@ _NOT_NOW = {
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_READONLY,
 }
-BUSY_S = 30.0
+LOCK_TIMEOUT_S = 30.0
 VERSION = 1  # of the schema; a change to it must read what the one before wrote
 _SCHEMA = """
 create table if not exists identity (name text primary key, value blob not null);
@@ -60,24 +61,28 @@ def open_store(path: Path) -> sqlite3.Connection:
     make_folder(path.parent)
     if not path.exists():
         path.touch(mode=0o600)  # before SQLite makes its side files after this one's permissions
-    connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
     try:
+        return _opened(path)
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_NOW:
+            raise StoreError(f"{path} cannot be opened now: {error}; is there room on the disk?") from error
+        raise TamperedError(f"{path} cannot be read as a node's store: {error}") from error
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    with ExitStack() as stack:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=LOCK_TIMEOUT_S, check_same_thread=False)
+        stack.callback(connection.close)
         connection.execute("pragma journal_mode=wal")
         connection.execute("pragma synchronous=full")
         connection.execute("pragma recursive_triggers=on")  # or "insert or replace" would delete past the triggers
         found = connection.execute("pragma user_version").fetchone()[0]
-        if found in (0, VERSION):
-            connection.executescript(_SCHEMA)
+        if found not in (0, VERSION):
+            raise UsageError(f"{path} has schema {found}, this edgefleet reads {VERSION}: run the one that wrote it")
+        connection.executescript(_SCHEMA)
         if found == 0:
             connection.execute(f"pragma user_version={VERSION}")
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_NOW:
-            raise StoreError(f"{path} cannot be opened now: {error}; is there room on the disk?") from error
-        raise TamperedError(f"{path} cannot be read as a node's store: {error}") from error
-    if found not in (0, VERSION):
-        connection.close()
-        raise UsageError(f"{path} has schema {found}, this edgefleet reads {VERSION}: run the edgefleet that wrote it")
+        stack.pop_all()
     return connection
 
 

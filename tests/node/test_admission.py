@@ -64,9 +64,20 @@ def test_a_computation_without_end_ends_by_its_limit_and_not_as_that_of_a_device
         admitted(toy, tmp_path)
 
 
-def test_a_device_whose_own_limits_are_lower_keeps_them() -> None:
-    code = "from node import admission; from node.admission import resource as r; "
-    code += "admission._limit(r.RLIMIT_AS, admission.MEMORY_BYTES); print(r.getrlimit(r.RLIMIT_AS))"
-    shell = f"ulimit -v 3000000; exec {sys.executable} -c '{code}'"
-    limits = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=True).stdout
-    assert limits.strip() == "(3072000000, 3072000000)"
+@pytest.mark.parametrize(
+    ("device", "kept"),
+    [
+        pytest.param("-v 3000000", ("AS", 3_071_999_999, 3_072_000_000), id="memory, for good"),
+        pytest.param("-S -v 3000000", ("AS", 3_072_000_000, -1), id="memory"),
+        pytest.param("-t 2", ("CPU", 1, 2), id="time, which would end it like a device without room"),
+        pytest.param("-t unlimited", ("CPU", admission.CPU_SECONDS, -1), id="none"),
+    ],
+)
+def test_a_device_whose_own_limits_are_lower_keeps_them(device: str, kept: tuple[str, int, int]) -> None:
+    what, *limits = kept
+    most = admission.MEMORY_BYTES if what == "AS" else admission.CPU_SECONDS
+    code = f"from node import admission as a; r = a.resource; a._limit(r.RLIMIT_{what}, {most}); "
+    code += f"print(*r.getrlimit(r.RLIMIT_{what}))"
+    shell = f"ulimit {device}; exec {sys.executable} -c '{code}'"
+    found = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert [int(limit) for limit in found.split()] == limits

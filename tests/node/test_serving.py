@@ -3,6 +3,7 @@
 import errno
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from fleet import durable
-from fleet.errors import SignatureError, TrustError
+from fleet.errors import SignatureError, StoreError, TrustError
 from fleet.messages import Watch
 from fleet.release import Rollout
 from node.admission import admit
@@ -419,16 +420,109 @@ def test_I3_a_damaged_candidate_or_predecessor_does_not_silence_a_node(node: Nod
     assert node.says() == active
 
 
-def test_I3_a_damaged_release_that_cannot_be_fetched_again_keeps_no_newer_one_from_being_taken(node: Node) -> None:
+@pytest.mark.parametrize("lost", [1, 2], ids=["the one two back", "the one before"])
+def test_I3_a_damaged_release_that_cannot_be_fetched_again_keeps_no_newer_one_from_being_taken(
+    node: Node, lost: int
+) -> None:
     node.live(2, node.offer(2, EVERYBODY))
-    damage(node.slots.path(1))
-    del node.toy.shelf[1]
+    damage(node.slots.path(lost))
+    del node.toy.shelf[lost]
     node.open()
     rollout = node.offer(3, EVERYBODY)
+    node.serving.settle(rollout)
     assert (node.says(), node.stage(3)) == (3, Stage.PROBATION)
     node.live(2, rollout)
     assert node.stage(3) is Stage.COMMITTED
-    assert [fields["release"] for event, fields in node.events if event == "unrepaired"] == [1]
+    assert {fields["release"] for event, fields in node.events if event == "unrepaired"} == {lost}
+
+
+def test_a_release_on_probation_is_compared_with_the_newest_that_is_whole(node: Node) -> None:
+    """The one before it is damaged and cannot be had: it can still go back, to the one before that."""
+    node.live(2, node.offer(2, EVERYBODY))
+    damage(node.slots.path(2))
+    del node.toy.shelf[2]
+    node.open()
+    rollout = node.offer(3, EVERYBODY, right=False, quota=100)
+    node.serving.settle(rollout)
+    assert node.says() == 3
+    assert node.serving.rival is not None
+    assert node.serving.rival.release == 1
+    node.live(30, rollout)
+    assert (node.says(), node.stage(3)) == (1, Stage.ROLLED_BACK)
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["on probation", "refused"])
+def test_I4_what_is_learned_beside_a_damaged_release_does_not_depend_on_what_was_found(node: Node, right: bool) -> None:
+    """Nothing watches where the release on trial cannot be loaded, refused or not."""
+    rollout = node.offer(2, EVERYBODY, right=right, quota=100)
+    node.live(30, rollout)
+    assert node.stage(2) is (Stage.PROBATION if right else Stage.ROLLED_BACK)
+    damage(node.slots.path(2))
+    node.open()
+    assert (node.says(), node.serving.rival) == (1, None)
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["in shadow", "refused"])
+def test_I4_a_withdrawal_ends_its_trial_as_soon_where_it_was_refused(node: Node, right: bool) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    in_shadow = node.offer(3, withdraws=2, right=right, quota=100)
+    node.live(30, in_shadow)
+    assert node.stage(3) is (Stage.SHADOW if right else Stage.VETOED)
+    node.pull(Rollout(3, "salt", EVERYBODY))
+    assert node.stage(3) is (Stage.COMMITTED if right else Stage.REJECTED)
+    assert node.serving.rival is None
+
+
+@pytest.mark.parametrize("admission", ["goes on", "fails"])
+def test_a_release_that_a_child_took_back_answers_no_more_whatever_becomes_of_the_next(
+    node: Node, monkeypatch: pytest.MonkeyPatch, admission: str
+) -> None:
+    """A child pulls the withdrawal, and the node's own process admits it, which takes a while."""
+    said: list[int] = []
+
+    def admit_slowly(*_: object) -> None:
+        said.append(node.says())
+        if admission == "fails":
+            raise StoreError("no memory for it now")
+
+    rollout = node.offer(2, EVERYBODY, quota=100)
+    assert node.says() == 2
+    child = Node(node.folder, node.toy)
+    node.toy.put(3, withdraws=2, like=1)
+    child.serving.consider(Rollout(3, "salt", EVERYBODY), node.toy)
+    monkeypatch.setattr(node.serving, "_admit", admit_slowly)
+    with suppress(StoreError):
+        node.serving.settle(rollout)
+    assert said == [1]
+    child.store.close()
+
+
+def test_repairs_come_after_all_that_is_more_urgent(node: Node) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    node.offer(3, EVERYBODY, quota=100)
+    damage(node.slots.path(2))
+    node.toy.fetched.clear()
+    node.offer(4, EVERYBODY, withdraws=3, like=1)
+    assert node.toy.fetched == [4, 2]
+
+
+def test_a_release_that_was_damaged_before_it_was_admitted_waits_for_its_repair(node: Node) -> None:
+    node.toy.put(2)
+    rollout = Rollout(2, "salt", EVERYBODY)
+    node.serving.consider(rollout, node.toy)
+    damage(node.slots.path(2))
+    node.serving.settle(rollout)
+    assert node.stage(2) is Stage.STAGED
+    node.pull(rollout)
+    assert node.stage(2) is Stage.PROBATION
+
+
+def test_provisioning_again_fails_where_nothing_can_be_fetched_again(node: Node) -> None:
+    damage(node.slots.path(1))
+    node.toy.shelf.clear()
+    node.open()
+    with pytest.raises(TrustError, match="n1: what it served is damaged, and could not be fetched again"):
+        node.serving.provision(node.toy, 1)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "digests.json", "artifact.onnx", "golden.bin"])

@@ -46,11 +46,17 @@ def test_a_store_that_another_process_keeps_busy_was_not_tampered_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "node.db"
-    monkeypatch.setattr(store_module, "BUSY_S", 0.1)
+    monkeypatch.setattr(store_module, "LOCK_TIMEOUT_S", 0.1)
     with closing(sqlite3.connect(path)) as other:
         other.execute("begin exclusive")
         with pytest.raises(StoreError, match="locked"):
             open_store(path)
+
+
+def test_a_store_that_the_device_does_not_let_be_opened_was_not_tampered_with(tmp_path: Path) -> None:
+    (tmp_path / "node.db").mkdir()
+    with pytest.raises(StoreError, match="unable to open"):
+        open_store(tmp_path / "node.db")
 
 
 def test_a_store_that_is_opened_only_to_be_read_is_not_written(tmp_path: Path) -> None:
