@@ -137,11 +137,8 @@ class Repository:
             self._commit(published, {role: Targets(old.version + 1, targets=listed)})
 
     def heartbeat(self) -> None:
-        """Sign a fresh timestamp, and whatever else is past half of its life and ours to sign.
-
-        The root is not renewed here: that takes people.
-        """
-        published = self._published()
+        """Sign a fresh timestamp, and whatever else is past half of its life and ours to sign."""
+        published = self._renewed_root(self._published())
         due = {
             role: Targets(signed.version + 1, targets=signed.targets, delegations=signed.delegations)
             for role, signed in published.roles.items()
@@ -167,6 +164,16 @@ class Repository:
         except (OSError, RepositoryError) as error:
             raise TamperedError(f"published file {path} is damaged: {error}") from error
         return data
+
+    def _renewed_root(self, published: _Published) -> _Published:
+        """The root's next version, if it is due: the same keys, and a later date. No node takes an expired one."""
+        old = published.root
+        if not self._is_due("root", old):
+            return published
+        self._kept = None  # as for the timestamp: the write may fail late
+        root = Root(old.version + 1, keys=old.keys, roles=old.roles, consistent_snapshot=True)
+        self._write("root", root, old)
+        return replace(published, root=root)
 
     def _new_root(self) -> Root:
         root = Root(consistent_snapshot=True)

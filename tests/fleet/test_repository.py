@@ -227,10 +227,39 @@ def test_a_heartbeat_renews_whatever_is_past_half_of_its_life(world: World, away
     world.repository.publish("releases", {base(1): b"one"})
     world.now += away
     world.restarted().heartbeat()
-    for role in ("targets", "releases", "rollout", "snapshot"):
+    for role in ("root", "targets", "releases", "rollout", "snapshot"):
         newest = max((world.folder / "repository/metadata").glob(f"*.{role}.json"))
         left = datetime.fromisoformat(world.signed(newest.name)["expires"]) - world.now
         assert left >= LIFETIME[role] / 2
+    assert world.seen(base(1)) == b"one"
+
+
+@pytest.mark.parametrize("seen", [pytest.param(True, id="a node that looks"), pytest.param(False, id="one away")])
+def test_two_years_of_heartbeats_leave_no_node_behind(world: World, seen: bool) -> None:
+    world.repository.publish("releases", {base(1): b"one"})
+    first = world.repository.first_root_bytes()
+    fetcher = FolderFetcher(world.folder / "repository")
+    node = Installer(world.folder / "node", first, fetcher, Forgetful(), clock=lambda: world.now)
+    node.refresh()
+    for _ in range(2 * 73):
+        world.now += timedelta(days=5)
+        world.repository.heartbeat()
+        if seen:
+            node.refresh()
+    world.restarted().publish("releases", {base(2): b"two"})
+    node.refresh()
+    assert [node.fetch(base(number)) for number in (1, 2)] == [b"one", b"two"]
+    assert world.repository.first_root_bytes() == first
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_a_renewed_root_survives_a_power_cut(world: World, cut: int) -> None:
+    world.repository.publish("releases", {base(1): b"one"})
+    world.now += timedelta(days=364)
+    with power_for_writes(cut), pytest.raises(PowerCut):
+        world.repository.heartbeat()
+    world.now += timedelta(days=2)
+    world.restarted().heartbeat()
     assert world.seen(base(1)) == b"one"
 
 
