@@ -106,7 +106,7 @@ class Access:
         """A token for the node that signed the request, and when it expires.
 
         Raises:
-            RefusedError: ``unknown-node``, ``revoked``, ``signature``, ``clock`` or ``replayed``.
+            RefusedError: ``unknown-node``, ``revoked``, ``signature``, ``clock``, ``replayed`` or ``rate``.
         """
         try:
             name = claimed(sealed, "node")

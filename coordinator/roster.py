@@ -11,6 +11,8 @@ from coordinator.tables import nodes, nonces
 from fleet.enrolment import NAME
 from fleet.errors import RefusedError, TamperedError
 
+MOST_NONCES = 100  # of one node at a time: each costs a durable write; a node's every errand asks for its own token
+
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
@@ -58,13 +60,16 @@ class Roster:
         """Remember that a node used this nonce, until requests that carry it are too old anyway.
 
         Raises:
-            RefusedError: ``replayed``: it was used before.
+            RefusedError: ``replayed``: it was used before; ``rate``: the node used ``MOST_NONCES`` of late.
         """
+        of_node = nonces.c.node == name  # and no other's: what one node does costs none of the others
         with self._engine.begin() as connection:
-            connection.execute(delete(nonces).where(nonces.c.expires < now))
-            same = (nonces.c.node == name, nonces.c.nonce == nonce)
-            if connection.execute(select(nonces.c.node).where(*same)).one_or_none() is not None:
+            connection.execute(delete(nonces).where(of_node, nonces.c.expires < now))
+            used = set(connection.execute(select(nonces.c.nonce).where(of_node)).scalars())
+            if nonce in used:
                 raise RefusedError("replayed", "this request was answered before: make a new one")
+            if len(used) >= MOST_NONCES:
+                raise RefusedError("rate", f"{name} asked for {len(used)} tokens of late: come back later")
             connection.execute(insert(nonces).values(node=name, nonce=nonce, expires=expires))
 
     def revoke(self, name: str) -> None:

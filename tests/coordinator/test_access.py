@@ -17,6 +17,7 @@ from joserfc import jwt
 from joserfc.jwk import OKPKey
 
 from coordinator.access import CLOCK_TOLERANCE, INVITATION_LIFE, Access, Address
+from coordinator.roster import MOST_NONCES
 from coordinator.round import RoundState
 from coordinator.tokens import LIFE, Tokens
 from fleet.enrolment import Enrolment, Invitation, TokenRequest, Welcome
@@ -265,6 +266,22 @@ def test_a_token_is_for_the_holder_of_the_key_only(door: Door) -> None:
 def test_a_nonce_is_neither_guessable_nor_endless(door: Door, nonce: str) -> None:
     with refused("signature"):
         door.access.token(door.enrolled("watch-1").token_request("watch-1", nonce=nonce))
+
+
+def test_I12_a_node_that_asks_for_tokens_without_end_is_refused_and_no_other_is(door: Door) -> None:
+    greedy, modest = door.enrolled("watch-1"), door.enrolled("watch-2")
+    first = greedy.token_request("watch-1")
+    door.access.token(first)
+    for _ in range(MOST_NONCES - 1):
+        door.token(greedy, "watch-1")
+    with refused("rate"):
+        door.token(greedy, "watch-1")
+    with refused("replayed"):
+        door.access.token(first)
+    door.token(modest, "watch-2")
+    later = 2 * CLOCK_TOLERANCE + timedelta(seconds=1)
+    door.fleet.pass_time(later)
+    door.access.token(greedy.token_request("watch-1", early=later))
 
 
 # revocation
