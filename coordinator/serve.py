@@ -127,6 +127,7 @@ def _opened(
     from coordinator.api.admin import admin_app
     from coordinator.api.device import device_app
     from coordinator.api.gate import Gate, Limits
+    from coordinator.api.problems import Faultless
     from coordinator.reply import Longest
     from coordinator.service import Service
     from coordinator.superlink import SuperLink, own_replies
@@ -159,8 +160,9 @@ def _opened(
     token = _admin_token(folder / ADMIN_TOKEN)
     admin = admin_app(service, token, clock=_now, record=record)
     limits = Limits(Longest.of(coordinator.size))
-    gate = Gate(superlink.app, device, superlink.knows, own_replies, limits, record=sparing(record))
-    return _Doors(service, gate, admin, token, record)
+    spared = sparing(record)
+    gate = Gate(superlink.app, device, superlink.knows, own_replies, limits, record=spared)
+    return _Doors(service, Faultless(gate, spared), admin, token, record)
 
 
 def _authority(plan: Plan) -> str:

@@ -2,11 +2,14 @@
 
 import json
 from http import HTTPStatus
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fleet.errors import FleetError, LinkError, RefusedError, UsageError
 from fleet.events import Record
@@ -61,6 +64,33 @@ def response(code: str, detail: str, **more: Any) -> Response:
     return Response(body, status, headers)
 
 
+class Faultless:
+    """An ASGI application that raises nothing: the server would print a page for whoever finds a fault of ours."""
+
+    def __init__(self, app: ASGIApp, record: Record) -> None:
+        self._app = app
+        self._record = record
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a problem, if nothing was answered yet, and say on record what failed and where."""
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:  # noqa: BLE001 - whatever a fault raises
+            reason = f"a fault of ours: {type(error).__name__}"
+            last = extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}:{last.lineno}"
+            self._record("request-refused", code="internal", reason=reason, path=scope["path"], where=where)
+            if not begun:
+                await response("internal", reason)(scope, receive, send)
+
+
 def install(app: FastAPI, record: Record) -> None:
     """Answer every error of ``app`` with a problem, and record it once."""
 
@@ -87,10 +117,7 @@ def install(app: FastAPI, record: Record) -> None:
         assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
         return refused(_HTTP.get(error.status_code, "malformed"), "there is nothing here", request)
 
-    def fault(request: Request, error: Exception) -> Response:
-        return refused("internal", f"a fault of ours: {type(error).__name__}", request)
-
     app.add_exception_handler(FleetError, fleet_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, fault)
+    app.add_middleware(Faultless, record=record)  # not as a handler: Starlette raises again what it gave to one

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from coordinator.api.gate import CALL, SMALL, Gate, Headers, Limits, Receive, Scope, Send
+from coordinator.api.problems import Faultless
 from coordinator.reply import Longest
 
 NODE = {"flwr-public-key": "a node's"}
@@ -306,3 +307,21 @@ def test_whom_flower_turns_away_is_recorded_too() -> None:
     door.fleet.status = 200
     door.ask("/v1/fleet/pull-messages")
     assert door.recorded == [("unknown-node", "/v1/fleet/pull-messages")]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_fault_behind_the_gate_reaches_no_server(begun: bool) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError("a secret")
+
+    door, sent = Door(), []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(Faultless(broken, door._record)({"type": "http", "path": "/x"}, None, send))
+    assert [message.get("status") for message in sent] == ([200] if begun else [500, None])
+    assert door.recorded == [("internal", "/x")]
+    assert "a secret" not in str(sent)

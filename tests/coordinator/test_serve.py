@@ -19,8 +19,9 @@ from fastapi.routing import iter_route_contexts
 from coordinator.admin_client import AdminClient
 from coordinator.serve import Plan, Running, serving
 from coordinator.superlink import SuperLink
-from fleet.enrolment import Invitation
+from fleet.enrolment import Invitation, encoded
 from fleet.errors import RefusedError, UsageError
+from fleet.events import read_events
 from fleet.quantization import Template
 from fleet.signing import sha256
 from node.coordinator_client import CoordinatorClient
@@ -147,6 +148,18 @@ def test_a_malformed_request_is_refused_by_name_and_recorded_once(
     reply = ask(f"{running.url}/api/v1/{path}", method="POST", data=data)
     assert (reply.status, reply.code) == (400, "malformed")
     assert (folder / "events.jsonl").read_text().count('"malformed"') == before + 1
+
+
+def test_a_fault_of_ours_is_one_line_in_the_log_and_a_500(
+    running: Running, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("coordinator.roster.Roster.member", lambda roster, name: 1 / 0)
+    sealed = {"body": encoded(b'{"node": "watch"}'), "signature": ""}
+    assert ask(f"{running.url}/api/v1/token", method="POST", data=sealed).code == "internal"
+    (told,) = [e for e in read_events(folder / "events.jsonl") if e.get("code") == "internal"]
+    assert (told["path"], told["reason"]) == ("/api/v1/token", "a fault of ours: ZeroDivisionError")
+    assert told["where"].startswith("test_serve.py:")
+    assert [record.name for record in caplog.records if record.exc_info] == []
 
 
 def test_no_refusal_tells_of_our_insides(running: Running) -> None:
