@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from coordinator.publisher import Publisher, rollout_of
@@ -15,7 +16,7 @@ from fleet.errors import TaskError, UsageError
 from fleet.evidence import Pooled
 from fleet.messages import Watch
 from fleet.quantization import Template
-from fleet.release import ROLLOUT_PATH, Release, Rollout, wave_hash, wave_threshold
+from fleet.release import ROLLOUT_PATH, Release, Rollout, release_path, wave_hash, wave_threshold
 from fleet.settings import ReleaseSettings
 from tests.coordinator.conftest import NOW, SETTINGS, Fleet
 
@@ -294,6 +295,22 @@ def test_I5_a_number_stands_for_one_release_through_restarts(sixteen: Fleet) -> 
         sixteen.open()
     assert newest(sixteen) == before
     assert sixteen.repository.target("releases/00000001/manifest.json") == versions == before[0].to_bytes()
+
+
+def test_a_coordinator_starts_with_the_release_it_published_under_another_numpy(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = release_path(0, "golden.bin")
+    before = fleet.repository.target(path)
+    fleet.close()
+    with monkeypatch.context() as upgraded:
+        upgraded.setattr("coordinator.publisher.golden_inputs", lambda *_: np.zeros((16, 6), np.float32))
+        fleet.open()
+    assert fleet.repository.target(path) == before
+    next((fleet.folder / "repository/targets/releases/00000000").glob("*.golden.bin")).unlink()
+    fleet.close()
+    fleet.open()
+    assert fleet.repository.target(path) == before
 
 
 def test_I8_the_report_of_a_node_revoked_since_is_not_in_the_evidence(sixteen: Fleet) -> None:
