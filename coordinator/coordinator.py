@@ -87,6 +87,8 @@ class Coordinator:
         """Make base 0 and release 0 of a warm start, unless they are there; finish what was interrupted."""
         self.bases.begin(warm_start)
         self.delivery.finish()
+        if self.registry.rounds.current() is None:
+            self._spool.clear()
 
     def finish(self) -> None:
         """Do what a crash or an error cut short: what is on record is on the shelf, a halted release is withdrawn."""
@@ -179,11 +181,12 @@ class Coordinator:
                 self._record("unusable", round=round_.number, reason=str(error))
             else:
                 self.bases.publish(base)
-                self._spool.clear()
                 self._record("round-closed", round=round_.number, updates=len(entries), base=base.number)
         if state is RoundState.FAILED:
             self.registry.rounds.fail(round_.number)
             self._record("round-failed", round=round_.number, updates=len(entries), asked=asked)
+        if state is not RoundState.OPEN:
+            self._spool.clear()
         return state
 
     def _next_base(self, round_: Round, entries: list[Entry]) -> BaseRow:

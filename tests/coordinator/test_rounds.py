@@ -228,6 +228,30 @@ def test_I9_a_round_whose_updates_cannot_be_read_fails_and_the_next_one_closes(f
     assert fleet.play_round().number == 1
 
 
+def spooled(fleet: Fleet) -> int:
+    return len(list((fleet.folder / "spool").glob("*")))
+
+
+@pytest.mark.parametrize("names", [["node-0"], ["node-0", "node-1"]], ids=["failed", "closed"])
+def test_a_round_that_ended_leaves_no_delta_behind(fleet: Fleet, names: list[str]) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_, *names)
+    fleet.close()
+    fleet.open()
+    assert spooled(fleet) == len(names)
+    fleet.settle(round_)
+    assert spooled(fleet) == 0
+
+
+def test_what_a_kill_left_of_a_round_that_ended_is_gone_at_the_next_start(fleet: Fleet) -> None:
+    round_ = fleet.opened()
+    fleet.answer(round_, "node-0")
+    fleet.coordinator.registry.rounds.fail(round_.number)  # and there the power goes
+    fleet.close()
+    fleet.open()
+    assert spooled(fleet) == 0
+
+
 def test_I8_a_round_whose_quorum_was_revoked_fails(fleet: Fleet) -> None:
     round_ = fleet.opened()
     fleet.answer(round_, "node-0", "node-1")
