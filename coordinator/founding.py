@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.agreement import keep_to
 from coordinator.coordinator import Coordinator
 from coordinator.publisher import Publisher
 from fleet import durable
@@ -37,8 +38,9 @@ def found(
         warm_start: The weights of release 0, shape ``(size,)`` float32; called once, too.
 
     Raises:
+        SettingsError: They are others than those under which the folder's nodes were enrolled.
         TaskError: The task's model has other parameters than the one that the folder began with.
-        TamperedError: A key cannot be read.
+        TamperedError: A key, or the record of these settings, cannot be read.
         TrustError: The template cannot be read.
     """
     repository = Repository(folder / "repository", Keyring.create(folder / "keys"), clock=clock)
@@ -54,6 +56,8 @@ def found(
         clock=clock,
         record=record,
     )
+    enrolled = bool(coordinator.registry.roster.entries())
+    keep_to(folder / "agreed.json", settings, enrolled=enrolled)
     coordinator.begin(warm_start)
     return coordinator, repository
 
