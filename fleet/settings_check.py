@@ -7,8 +7,10 @@ import numpy as np
 from fleet.errors import BudgetError
 from fleet.evidence import ROLLBACK_EVIDENCE, VETO_EVIDENCE, fewest_harmed
 from fleet.finding import Finding, failure
-from fleet.settings import Settings
+from fleet.settings import RoundSettings, Settings
 from fleet.task import Task
+
+LONGEST_STEP = 0.1  # of a weight in a round: at ten times that, the built-in model's weights grew tenfold in 20 rounds
 
 
 def check_settings(task: Task, settings: Settings) -> Iterator[Finding]:
@@ -34,8 +36,25 @@ def check_settings(task: Task, settings: Settings) -> Iterator[Finding]:
             "privacy.planned_releases",
             f"{privacy.planned_releases} do not divide into {settings.round.rounds} rounds: {unused} stay unused",
         )
-
+    yield from _server_step(settings.round)
     yield from _own_evidence(settings)
+
+
+def step_length(settings: RoundSettings) -> float:
+    """About how far the first round moves every weight, whatever was learned; 0 where it moves by what was learned.
+
+    FedAdam, FedYogi and FedAdagrad divide the mean by its size; Flower's FedYogi begins with too small a guess of it.
+    """
+    longest = {"FedAdam": 1.0, "FedYogi": 10 * (1 - settings.server_momentum), "FedAdagrad": 1.0}
+    return settings.server_learning_rate * longest.get(settings.server_step.partition(":")[2], 0.0)
+
+
+def _server_step(settings: RoundSettings) -> Iterator[Finding]:
+    length, rate = step_length(settings), settings.server_learning_rate
+    if length > LONGEST_STEP:
+        name, fit = settings.server_step.partition(":")[2], rate * LONGEST_STEP / length
+        found = f"{rate:g}: a round of {name} moves every weight by about {length:.2g}, however little was learned"
+        yield Finding("warning", "round.server_learning_rate", f"{found}: use {fit:.2g} or less")
 
 
 def _own_evidence(settings: Settings) -> Iterator[Finding]:

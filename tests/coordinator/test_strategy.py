@@ -15,6 +15,7 @@ from fleet import flwr_compat
 from fleet.errors import SettingsError
 from fleet.quantization import Template
 from fleet.settings import RoundSettings
+from fleet.settings_check import step_length
 from fleet.weights import Flat
 from tests.coordinator.conftest import SETTINGS, Fleet, warm_start
 
@@ -86,6 +87,17 @@ def test_by_default_the_master_moves_by_the_mean() -> None:
     )
     np.testing.assert_array_equal(master, np.full(SIZE, 1.5, np.float32))
     assert memory.shape == (0, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "momentum"), [("FedAdam", 0.0), ("FedAdam", 0.9), ("FedYogi", 0.0), ("FedYogi", 0.9), ("FedAdagrad", 0.0)]
+)
+def test_a_step_that_adapts_is_as_long_as_check_says(name: str, momentum: float) -> None:
+    settings = RoundSettings(server_step=f"flwr.serverapp.strategy:{name}", server_momentum=momentum)
+    for mean in (0.5, 5.0):
+        master, none = np.zeros(SIZE, np.float32), np.zeros(0, np.float32)
+        moved, _ = ServerStep(settings)(1, master, np.full(SIZE, mean, np.float32), none)
+        np.testing.assert_allclose(moved, step_length(settings), rtol=0.5)
 
 
 def test_a_step_changes_neither_its_master_nor_its_memory() -> None:

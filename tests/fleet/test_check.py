@@ -495,3 +495,21 @@ def test_a_probation_in_which_no_node_could_go_back_is_told(windows: int, said: 
     settings = Settings().changed(release={"probation_windows": windows})
     found = check(task(), settings, content)
     assert [one.message for one in found if one.subject == "release.probation_windows"] == said
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "said"),
+    [
+        ("FedAvgM", 1.0, []),
+        ("FedAdam", 0.1, []),
+        ("FedAdam", 1.0, ["1: a round of FedAdam moves every weight by about 1, however little was learned"]),
+        ("FedAdagrad", 0.5, ["0.5: a round of FedAdagrad moves every weight by about 0.5, however little was learned"]),
+        ("FedYogi", 0.1, ["0.1: a round of FedYogi moves every weight by about 1, however little was learned"]),
+        ("FedYogi", 0.01, []),
+    ],
+)
+def test_a_server_step_longer_than_weights_are_is_warned_of(name: str, rate: float, said: list[str]) -> None:
+    step = {"server_step": f"flwr.serverapp.strategy:{name}", "server_learning_rate": rate}
+    found = [f for f in check_run(task(), SETTINGS.changed(round=step)) if f.subject == "round.server_learning_rate"]
+    assert [f.message.partition(": use ")[0] for f in found] == said
+    assert {f.level for f in found} <= {"warning"}
