@@ -119,8 +119,8 @@ class Access:
         if member.revoked:
             raise RefusedError("revoked", f"{name} was revoked")
         self._check_clock(request.time)
-        if len(request.nonce) not in NONCE_LENGTHS:
-            raise RefusedError("signature", f"a nonce has {NONCE_LENGTHS[0]} to {NONCE_LENGTHS[-1]} characters")
+        if len(request.nonce) not in NONCE_LENGTHS or not request.nonce.isascii():
+            raise RefusedError("signature", f"a nonce has {NONCE_LENGTHS[0]} to {NONCE_LENGTHS[-1]} ASCII characters")
         now = self._clock()
         self._registry.roster.spend_nonce(name, request.nonce, expires=now + 2 * CLOCK_TOLERANCE, now=now)
         return self._tokens.mint(name, now=now)

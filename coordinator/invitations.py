@@ -42,7 +42,7 @@ class Invitations:
         """
         key, flower_key = request.key.public_bytes_raw(), request.flower_key.encode()
         with self._engine.begin() as connection:
-            secret = sha256(request.secret.encode())
+            secret = sha256(request.secret.encode(errors="surrogatepass"))  # JSON may hold half a character
             row = connection.execute(select(invitations).where(invitations.c.secret == secret)).one_or_none()
             if row is None or row.name != request.name:
                 raise RefusedError("invitation", f"there is no such invitation for {request.name[:80]!r}")

@@ -19,8 +19,8 @@ POST /api/v1/enrol
     for another name); 409 name-taken.
 
 POST /api/v1/token
-    Sealed ``fleet.enrolment.TokenRequest``: ``{node, nonce, time}``; nonce 16 to 64 characters, once; time within 5
-    minutes of ours.
+    Sealed ``fleet.enrolment.TokenRequest``: ``{node, nonce, time}``; nonce 16 to 64 ASCII characters, once; time within
+    5 minutes of ours.
     -> 200 ``{"token": "eyJ...", "expires": "2026-12-01T12:10:00+00:00"}``, an Ed25519 JWT of 10 minutes.
     -> 400 malformed; 401 unknown-node, signature, replayed; 401 clock, with ``"now"``; 403 revoked; 429 rate.
 

@@ -70,7 +70,6 @@ def test_an_instruction_of_the_coordinator_is_obeyed(instruction: Instruction) -
         pytest.param(with_fields(round=True), SignatureError, id="a bool for a number"),
         pytest.param(with_fields(round=2**63), SignatureError, id="over 63 bits"),
         pytest.param(with_fields(task=None), SignatureError, id="null for a text"),
-        pytest.param(with_fields(task="\ud800"), SignatureError, id="half a character"),
         pytest.param(with_fields(expires=0), SignatureError, id="a number for a time"),
         pytest.param(with_fields(expires="tomorrow"), SignatureError, id="no time"),
         pytest.param(with_fields(expires="2027-01-01T00:00:00"), SignatureError, id="a time without zone"),
