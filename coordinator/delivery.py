@@ -12,6 +12,7 @@ from coordinator.asks import INSTRUCTION_LIFE
 from coordinator.bases import Bases
 from coordinator.publisher import Publisher, rollout_of
 from coordinator.registry import Registry
+from coordinator.releases import kept
 from coordinator.rollout import Phase, RolloutState, judge
 from coordinator.rounds import BaseRow
 from fleet.errors import RefusedError, TaskError, UsageError
@@ -130,7 +131,8 @@ class Delivery:
         while running := self._releases.running():
             release, state = running
             asked = self._asked(state)
-            if not asked and self._roster.active():  # everybody whom the wave exposed is out of the fleet
+            gone = not asked and self._roster.active()  # everybody whom the wave exposed is out of the fleet
+            if gone and not state.paused:
                 self._go(self._drawn(replace(state, since=self._clock())))
                 continue
             evidence = self.evidence(release, state.watch, asked)
@@ -183,17 +185,19 @@ class Delivery:
         """Take the newest release back, fleet-wide; the release that points at what was served before.
 
         Raises:
-            RefusedError: ``not-served``: nobody serves it anyway; ``nothing-before``: there is no earlier one.
+            RefusedError: ``not-served``: nobody serves it anyway; ``nothing-before``: no earlier one has other weights
+                that were not withdrawn.
         """
-        release, state = self._releases.all()[-1]
+        *before, (release, state) = self._releases.all()
         if state.phase in (Phase.HALTED, Phase.KEPT_OLD):
             raise RefusedError("not-served", f"release {release.number} is served by nobody")
-        if not any(s.phase is Phase.DONE for r, s in self._releases.all() if r.number < release.number):
+        halted = replace(state, phase=Phase.HALTED, since=self._clock(), paused=False)
+        if not kept([*before, (release, halted)]):
             raise RefusedError(
-                "nothing-before", f"release {release.number} is the first: there is nothing to go back to"
+                "nothing-before", f"no release before {release.number} has other weights that were not withdrawn"
             )
         self._record("rollout", release=release.number, phase=Phase.HALTED.value, reason="withdrawn by the operator")
-        self._go(replace(state, phase=Phase.HALTED, since=self._clock(), paused=False))
+        self._go(halted)
         return self._releases.all()[-1][0]
 
     def _go(self, state: RolloutState) -> None:
@@ -204,7 +208,7 @@ class Delivery:
             self._withdraw(state.release)
 
     def _withdraw(self, number: int) -> None:
-        """Going back is a new number that points at old weights."""
+        """Going back is a new number that points at old weights, and not at those that are taken back."""
         served = self._releases.serving()
         self._announce(self._bases[served.base], Phase.DONE, withdraws=number)
 

@@ -1,5 +1,6 @@
 """Releases, how far their rollout got, and what nodes reported of them."""
 
+from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
 
@@ -61,15 +62,18 @@ class Releases:
         return newest if newest and newest[1].phase in RUNNING else None
 
     def serving(self) -> Release:
-        """The newest release that the whole fleet may serve: a rollout that was done.
+        """The newest release that the whole fleet may serve: done, and its weights were not withdrawn since.
+
+        Where all were, it is the newest one that was done.
 
         Raises:
             TamperedError: There is none; release 0 is done when it is announced.
         """
-        done = [release for release, state in self.all() if state.phase is Phase.DONE]
+        everything = self.all()
+        done = [release for release, state in everything if state.phase is Phase.DONE]
         if not done:
             raise TamperedError("no release was ever done")
-        return done[-1]
+        return (kept(everything) or done)[-1]
 
     def open_to_all(self, waves: int) -> Release:
         """The newest release that every node may serve: done, or in the last of its waves."""
@@ -95,6 +99,16 @@ class Releases:
         query = query.where(~nodes.c.revoked, reports.c.release == release, reports.c.watch == watch.value)
         with self._engine.begin() as connection:
             return {node: (won, lost) for node, won, lost in connection.execute(query)}
+
+
+def kept(releases: Sequence[tuple[Release, RolloutState]]) -> list[Release]:
+    """Of all releases, oldest first, those that were done and whose weights were not withdrawn since."""
+    withdrawn = {release.payload: release.number for release, state in releases if state.phase is Phase.HALTED}
+    return [
+        release
+        for release, state in releases
+        if state.phase is Phase.DONE and release.number > withdrawn.get(release.payload, -1)
+    ]
 
 
 def _values(row: Row[Any]) -> tuple[Release, RolloutState]:

@@ -57,14 +57,15 @@ def judge(
     The shadow evidence is looked at once, when all have reported or patience is over: lacking or against, the old
     model stays. A wave is followed by the next when a quorum of the exposed nodes has reported, or half of them have
     and patience is over, unless their evidence says that the release is worse. Where more stay silent, they may be so
-    because of the release: the rollout halts.
+    because of the release: the rollout halts. A wave that exposes nobody stays as it is.
     """
     if state.phase not in RUNNING or state.paused or not _is_ripe(state, evidence.reports, asked, settings, now):
         return state
     if state.phase is Phase.SHADOW:
         better = evidence.not_worse(margin=settings.margin, alpha=settings.alpha)
         return replace(state, phase=Phase.WAVE if better else Phase.KEPT_OLD, wave=int(better), since=now)
-    if 2 * evidence.reports < asked or evidence.worse(margin=settings.margin, alpha=settings.alpha):
+    silent = evidence.reports < min(settings.quorum(asked), asked / 2)
+    if silent or evidence.worse(margin=settings.margin, alpha=settings.alpha):
         return replace(state, phase=Phase.HALTED, since=now)
     if state.wave < len(settings.waves):
         return replace(state, wave=state.wave + 1, since=now)
@@ -75,4 +76,4 @@ def _is_ripe(state: RolloutState, reports: int, asked: int, settings: ReleaseSet
     over = abs(now - state.since) >= settings.patience
     if state.phase is Phase.SHADOW:
         return over or reports >= asked
-    return over or reports >= settings.wave_quorum * asked
+    return asked > 0 and (over or reports >= settings.quorum(asked))

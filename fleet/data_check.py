@@ -122,7 +122,7 @@ def _streams(settings: Settings, lengths: Sequence[int]) -> Iterator[Finding]:
         return
     taken = rollout.every_rounds + rollout.shadow_windows + len(rollout.waves) * rollout.probation_windows
     lasting = sum(length >= taken for length in lengths)
-    if lasting < rollout.wave_quorum * len(lengths):
+    if lasting < rollout.quorum(len(lengths)):
         found = f"with the rounds before it, a release takes {taken} windows of a device until the last wave has judged"
         few = f"{lasting} of the task's {len(lengths)} devices have so many"
         yield Finding("warning", "live streams", f"{found} it, and {few}: a simulation of them may end before")

@@ -1,6 +1,5 @@
 """What the reports of so many devices could show of a release, at best."""
 
-import math
 from collections.abc import Iterator
 
 from fleet.errors import BudgetError
@@ -26,7 +25,7 @@ def check_evidence(task: Task, settings: Settings, nodes: int) -> Iterator[Findi
 def _blind_wave(rollout: ReleaseSettings, nodes: int, noise_std: float) -> Iterator[Finding]:
     """A first wave that cannot halt whatever happens to it is no wave: it takes a release to more nodes unseen."""
     exposed = wave_size(nodes, rollout.waves[0])
-    quota, reports = rollout.probation_windows, math.ceil(rollout.wave_quorum * exposed)
+    quota, reports = rollout.probation_windows, rollout.quorum(exposed)
     all_lost = Pooled.of([(0, quota)] * reports, quota=quota, noise_std=noise_std)
     if not all_lost.worse(margin=rollout.margin, alpha=rollout.alpha):
         found = f"{exposed} of {nodes} devices are the first wave, with {quota} windows each to judge it"

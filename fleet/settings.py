@@ -111,6 +111,10 @@ class ReleaseSettings:
         if self.shadow_windows < 1 or self.probation_windows < 1:
             raise SettingsError("release: shadow_windows and probation_windows must be 1 or more")
 
+    def quorum(self, exposed: int) -> int:
+        """How many reports are a quorum of a wave of so many nodes."""
+        return math.ceil(self.wave_quorum * exposed - 1e-9)  # 0.55 * 20 is a little more than 11 in floating point
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

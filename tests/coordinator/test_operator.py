@@ -83,6 +83,43 @@ def test_a_release_that_all_serve_is_withdrawn_too(offered: Fleet) -> None:
     assert published(offered).serving == 2
 
 
+def roll_out(fleet: Fleet) -> None:
+    while fleet.coordinator.registry.releases.running():
+        report_all(fleet, won=1)
+        fleet.coordinator.delivery.judge()
+
+
+def test_each_withdrawal_goes_back_to_weights_that_were_not_withdrawn_and_is_refused_when_none_are_left(
+    offered: Fleet,
+) -> None:
+    roll_out(offered)
+    offered.play_round()
+    offered.coordinator.delivery.offer_newest()
+    roll_out(offered)
+    delivery = offered.coordinator.delivery
+    gone_back = [(release.withdraws, release.base) for release in (delivery.withdraw_newest() for _ in range(2))]
+    assert gone_back == [(2, 1), (3, 0)]
+    before = published(offered)
+    with pytest.raises(RefusedError) as caught:
+        delivery.withdraw_newest()
+    assert caught.value.code == "nothing-before"
+    assert published(offered) == before
+    assert before.serving == 4
+
+
+def test_weights_that_were_withdrawn_and_offered_again_are_gone_back_to_like_any(offered: Fleet) -> None:
+    roll_out(offered)
+    delivery = offered.coordinator.delivery
+    again = offered.coordinator.bases.master(offered.bases[1])
+    delivery.withdraw_newest()
+    delivery.offer(again)
+    roll_out(offered)
+    delivery.offer(again + 1)
+    roll_out(offered)
+    withdrawal, release = delivery.withdraw_newest(), offered.coordinator.registry.releases.all()[3][0]
+    assert (withdrawal.withdraws, withdrawal.payload) == (4, release.payload)
+
+
 def test_a_withdrawal_that_a_crash_cut_short_is_finished_at_the_next_start(
     offered: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,26 @@ def test_what_the_evidence_calls_for(
 
 
 @pytest.mark.parametrize(
+    ("quorum", "asked", "reports", "now", "after"),
+    [
+        pytest.param(0.4, 16, 6, SOON, Phase.WAVE, id="below a small quorum"),
+        pytest.param(0.4, 16, 7, SOON, Phase.DONE, id="a quorum of fewer than half"),
+        pytest.param(0.4, 16, 7, LATE, Phase.DONE, id="the same, looked at late"),
+        pytest.param(0.4, 16, 6, LATE, Phase.HALTED, id="below it when patience is over"),
+        pytest.param(0.55, 20, 11, SOON, Phase.DONE, id="0.55 of 20 is 11"),
+        pytest.param(0.55, 20, 10, SOON, Phase.WAVE, id="10 of 20 are fewer"),
+        pytest.param(0.75, 0, 0, LATE, Phase.WAVE, id="a wave that exposes nobody"),
+    ],
+)
+def test_a_wave_is_silent_only_below_its_quorum_and_judged_only_where_somebody_is_exposed(
+    quorum: float, asked: int, reports: int, now: Any, after: Phase
+) -> None:
+    rules = replace(RULES, wave_quorum=quorum)
+    judged = judge(state(Phase.WAVE, 3), evidence(reports, *SAME), asked=asked, settings=rules, now=now)
+    assert judged.phase is after
+
+
+@pytest.mark.parametrize(
     ("fraction", "nodes", "members"),
     [(0.05, 1, 1), (0.05, 16, 1), (0.05, 20, 1), (0.05, 21, 2), (0.25, 16, 4), (0.5, 3, 2), (1.0, 16, 16), (1.0, 0, 0)],
 )
@@ -191,6 +211,29 @@ def test_a_wave_that_was_revoked_whole_is_drawn_anew(sixteen: Fleet) -> None:
     [another] = exposed(sixteen)
     assert newest(sixteen)[1].phase is Phase.WAVE
     assert list(sixteen.coordinator.delivery.reporters()) == [another]
+
+
+def test_a_paused_wave_that_was_revoked_whole_is_drawn_anew_when_it_goes_on(sixteen: Fleet) -> None:
+    delivery = sixteen.coordinator.delivery
+    report(sixteen, won=1, lost=0)
+    [canary] = exposed(sixteen)
+    delivery.pause(paused=True)
+    sixteen.coordinator.revoke(canary)
+    delivery.judge()
+    assert exposed(sixteen) == set()
+    delivery.pause(paused=False)
+    delivery.judge()
+    assert len(exposed(sixteen)) == 1
+
+
+def test_a_rollout_whose_whole_fleet_was_revoked_opens_to_nobody_new(sixteen: Fleet) -> None:
+    report(sixteen, won=1, lost=0)
+    for name in sixteen.names:
+        sixteen.coordinator.revoke(name)
+    sixteen.pass_time(timedelta(days=9))
+    sixteen.coordinator.delivery.judge()
+    assert (newest(sixteen)[1].phase, newest(sixteen)[1].wave) == (Phase.WAVE, 1)
+    assert sixteen.coordinator.registry.releases.serving().number == 0
 
 
 def test_a_wave_of_five_percent_of_sixteen_asks_one_node(sixteen: Fleet) -> None:
