@@ -20,7 +20,6 @@ from flwr.common.constant import (
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
     ErrorCode,
-    Status,
     SubStatus,
 )
 from flwr.proto.fleet_pb2 import PushMessagesRequest
@@ -42,6 +41,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from flwr.supercore.state.schema.corestate_models import ObjectPushSession
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
@@ -63,12 +63,13 @@ class SuperLink:
     """Who may speak to us over Flower, and one run that lasts as long as this process."""
 
     def __init__(self, database: Path) -> None:
-        """Open or make Flower's database; runs of processes that died are ended."""
+        """Open or make Flower's database; runs of processes that died are ended, and nothing of them is kept."""
         flwr_compat.quieten()
         self.app = create_app(_config(database), SuperLinkLifespan)
         self._state = self.app.state.linkstate_factory.state()
-        for run in self._state.get_run_info(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]):
+        for run in self._state.get_run_info():
             self._state.stop_run(run.run_id)
+            self._state.cleanup_run(run.run_id)  # also of one that Flower gave up meanwhile
 
     def register(self, key: bytes) -> int:
         """Flower's id of the node with this public key in PEM; the same key has the same id."""
@@ -167,12 +168,16 @@ class EmbeddedGrid(WaitingGrid):
             return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Replies that have arrived whole, one at a time in memory; an error for what can arrive no more."""
+        """Replies that have arrived whole, one at a time in memory; an error for what can arrive no more.
+
+        What answers another question waits until that one is asked about: a round and a rollout share the grid.
+        """
         self.stay_alive()
-        wanted = {id_ for id_ in message_ids if id_ not in self._arriving}
+        ids = set(message_ids)
+        wanted = ids - self._arriving.keys()
         for reply in self._state.get_message_res(message_ids=wanted, run_id=self._run.run_id) if wanted else []:
             self._arriving[reply.metadata.reply_to_message_id] = reply
-        for asked, reply in list(self._arriving.items()):
+        for asked, reply in [(id_, reply) for id_, reply in self._arriving.items() if id_ in ids]:
             whole = self._whole(reply)
             if whole is not None:
                 del self._arriving[asked]
@@ -204,8 +209,10 @@ class EmbeddedGrid(WaitingGrid):
         if not self._state.acknowledge_task_heartbeat(self._run.primary_task_id):
             self._pending.clear()
             self._arriving.clear()
+            self._state.cleanup_run(self._run.run_id)
             self._begin()
             raise LinkError("Flower gave the run up, for this process was busy; another one begins")
+        self._forget_sessions()
         self._beat = time.monotonic()
 
     def end(self) -> None:
@@ -222,6 +229,12 @@ class EmbeddedGrid(WaitingGrid):
             raise LinkError("Flower could not begin a run: try again")
         self._beat = time.monotonic()
         self.set_run(run)
+
+    def _forget_sessions(self) -> None:
+        """Flower opens a session for every reply that it is sent, and closes none of one that it drops."""
+        with self._state.session() as session:
+            sessions = session.query(ObjectPushSession).filter(ObjectPushSession.pending_count == 0)
+            sessions.filter(ObjectPushSession.expires_at < date.now()).delete()
 
     def _push(self, message: Message) -> str:
         message_id: str = message.object_id

@@ -4,8 +4,10 @@ import json
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.state.schema.corestate_models import ObjectPushSession
 
 from coordinator import superlink
 from coordinator.reply import CHUNK, Longest
@@ -340,6 +343,70 @@ def test_a_run_of_a_process_that_died_is_ended_by_the_next(tmp_path: Path, link:
     link.grid(wait=lambda: None, longest=Longest(MAX_BYTES))
     again = SuperLink(tmp_path / "superlink.db")
     assert again._state.get_run_info(statuses=["pending", "starting", "running"]) == []
+
+
+def sessions(link: SuperLink) -> int:
+    with link._state.session() as session:
+        return int(session.query(ObjectPushSession).count())
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        pytest.param(lambda folder, _: SuperLink(folder / "superlink.db"), id="down for longer than Flower waits"),
+        pytest.param(lambda _, grid: grid.stay_alive(), id="too busy"),
+    ],
+)
+def test_nothing_is_kept_of_a_run_that_flower_gave_up(
+    tmp_path: Path, link: SuperLink, monkeypatch: pytest.MonkeyPatch, again: Callable[[Path, EmbeddedGrid], object]
+) -> None:
+    grid, node = link.grid(wait=lambda: None, longest=Longest(MAX_BYTES)), Node(link)
+    grid.push_messages([question(node)])
+    node.send(node.answer())
+    link._state.finish_task(grid.run.primary_task_id, "failed", "No heartbeat received from the task")
+    monkeypatch.setattr(superlink, "HEARTBEAT_S", 0.0)
+    with suppress(LinkError):
+        again(tmp_path, grid)
+    assert (link._state.num_message_ins(), link._state.num_message_res(), len(link._state.object_store)) == (0, 0, 0)
+
+
+def test_a_reply_that_becomes_whole_while_another_is_asked_about_is_kept_until_it_is(
+    link: SuperLink, grid: EmbeddedGrid
+) -> None:
+    """A round and a rollout share the grid: an upload is not sent again for being whole at the other's look."""
+    slow, other = Node(link), Node(link)
+    [update, report] = grid.push_messages([question(slow), question(other)])
+    slow.send(slow.answer(), without=2)
+    assert list(grid.pull_messages([update])) == []
+    slow.send_rest()
+    assert list(grid.pull_messages([report])) == []
+    assert [reply.metadata.reply_to_message_id for reply in grid.pull_messages(iter([update]))] == [update]
+
+
+def test_what_a_node_pushes_that_flower_drops_is_forgotten_and_an_upload_under_way_is_not(
+    link: SuperLink, grid: EmbeddedGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower opens a session before it looks at what came, and closes none by itself."""
+    node, other, state = Node(link), Node(link), link._state
+    ids = list(grid.push_messages([question(node), question(other)]))
+    node.send(node.answer(), without=2)
+    dropped = other.answer()
+    dropped.metadata.__dict__["_reply_to_message_id"] = sha256(b"never asked")
+    flwr_compat.number(dropped, dropped.object_id)
+    for _ in range(3):
+        session_id = state.start_session(grid.run.run_id)
+        assert state.store_message_and_object_tree(dropped, get_object_tree(dropped), session_id) == (False, [])
+    assert sessions(link) == 4
+    monkeypatch.setattr(superlink, "HEARTBEAT_S", 0.0)
+    grid.stay_alive()
+    assert sessions(link) == 4  # each may be of a message that Flower is just about to take
+    later = datetime.now(UTC) + timedelta(hours=1)
+    monkeypatch.setattr(superlink, "date", SimpleNamespace(now=lambda: later))
+    grid.stay_alive()
+    assert sessions(link) == 1
+    node.send_rest()
+    assert [heard.has_error() for heard in grid.pull_messages(ids)] == [False]
+    assert sessions(link) == 0
 
 
 def test_an_error_of_a_node_comes_through(link: SuperLink, grid: EmbeddedGrid) -> None:

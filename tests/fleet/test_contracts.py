@@ -28,6 +28,7 @@ ANSWERED = f"{LINK}::test_a_question_is_answered_once_and_nothing_is_left_behind
 GIVEN_UP = f"{LINK}::test_a_run_that_flower_gave_up_is_followed_by_another"
 DIED = f"{LINK}::test_a_run_of_a_process_that_died_is_ended_by_the_next"
 UNFOLDED = f"{LINK}::test_a_reply_that_names_one_chunk_many_times_is_too_long_before_it_is_unfolded"
+DROPPED = f"{LINK}::test_what_a_node_pushes_that_flower_drops_is_forgotten_and_an_upload_under_way_is_not"
 CARRIED = f"{COMPAT}::test_flowers_client_hands_each_request_to_its_interceptors"
 IDENTIFIED = f"{COMPAT}::test_an_identified_process_asks_as_the_coordinator_and_for_its_run"
 
@@ -38,7 +39,6 @@ CONTRACTS = {
     "flwr.common.constant.NOOP_ACCOUNT_NAME": KEYED,
     "flwr.common.constant.NOOP_FLWR_AID": KEYED,
     "flwr.common.constant.SYSTEM_TIME_TOLERANCE": KNOWN,
-    "flwr.common.constant.Status": DIED,
     "flwr.common.constant.SubStatus": f"{LINK}::test_a_run_that_ended_is_over_for_flower_too",
     "flwr.common.constant.TIMESTAMP_HEADER": SIGNED,
     "flwr.common.constant.TIMESTAMP_TOLERANCE": KNOWN,
@@ -75,6 +75,7 @@ CONTRACTS = {
     "flwr.supercore.protobuf.client.ProtobufRequestContext": CARRIED,
     "flwr.supercore.run.Run": f"{COMPAT}::test_an_empty_run_has_its_number_and_no_code",
     "flwr.supercore.task_identity.TaskIdentity": IDENTIFIED,
+    "flwr.supercore.state.schema.corestate_models.ObjectPushSession": DROPPED,
     "flwr.superlink.auth_plugin.NoOpControlAuthnPlugin": KEYED,
     "flwr.superlink.cli.flower_superlink.SuperLinkLifespan": KEYED,
     "flwr.superlink.config_loader.SuperLinkLifespanConfig": KEYED,
@@ -82,13 +83,12 @@ CONTRACTS = {
     "flwr.supernode.fleet_http_client.FleetHttpClient": CLAIMED,
     "PushMessagesRequest.FromString": f"{LINK}::test_a_node_pushes_replies_in_its_own_name",
     "Run.create_empty": f"{COMPAT}::test_an_empty_run_has_its_number_and_no_code",
+    "ObjectPushSession.expires_at": DROPPED,
+    "ObjectPushSession.pending_count": DROPPED,
     "TaskIdentity.node_id": IDENTIFIED,
     "TaskIdentity.run_id": IDENTIFIED,
     "TaskIdentity.task_id": IDENTIFIED,
     "ErrorCode.MESSAGE_UNAVAILABLE": f"{LINK}::test_a_reply_that_is_too_long_is_an_error_and_not_in_memory",
-    "Status.PENDING": DIED,
-    "Status.RUNNING": DIED,
-    "Status.STARTING": DIED,
     "SubStatus.COMPLETED": f"{LINK}::test_a_run_that_ended_is_over_for_flower_too",
     "TaskType.SERVER_APP": ANSWERED,
     "__dict__._created_at": f"{API}::test_a_stamped_reply_ends_when_its_ask_does",
@@ -116,6 +116,7 @@ CONTRACTS = {
     "_state.get_object": ANSWERED,
     "_state.get_run_info": DIED,
     "_state.object_store": ANSWERED,
+    "_state.session": DROPPED,
     "_state.start_session": ANSWERED,
     "_state.stop_run": DIED,
     "_state.store_message_and_object_tree": ANSWERED,
