@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.certificates import fingerprint
+from coordinator.flower_database import set_aside_if_damaged
 from coordinator.founding import found
 from fleet import durable, task
 from fleet.errors import TaskError, UsageError
@@ -144,6 +145,7 @@ def _opened(
         record=record,
     )
     stack.callback(coordinator.registry.close)
+    set_aside_if_damaged(folder / "superlink.db", record)
     superlink = stock or SuperLink(folder / "superlink.db")
     address = Address(
         url=url,

@@ -403,12 +403,15 @@ def test_I1_I2_killed_again_and_again_it_ends_as_if_nothing_had_happened(tmp_pat
     assert master(door) == expected(tmp_path, template, rounds=5, nodes=3)
 
 
-def test_a_lost_database_of_flower_costs_nothing(tmp_path: Path, template: Template) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_lost_or_damaged_database_of_flower_costs_nothing(tmp_path: Path, template: Template, damaged: bool) -> None:
     door = tmp_path / "coordinator"
     with served(door, template):
         wearers = [Wearer(invited(door, f"node-{number}")) for number in range(2)]
     for path in door.glob("superlink.db*"):
         path.unlink()
+    if damaged:
+        (door / "superlink.db").write_bytes(b"no database at all" * 1000)
     with served(door, template) as running:
         for wearer in wearers:
             wearer.start(running.url)

@@ -1,10 +1,11 @@
 """Contracts with Flower's SuperLink, none of which is public: each does what we rely on."""
 
 import json
+import sqlite3
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.state.schema.corestate_models import ObjectPushSession
 
 from coordinator import superlink
+from coordinator.flower_database import set_aside_if_damaged
 from coordinator.reply import CHUNK, Longest
 from coordinator.superlink import EmbeddedGrid, SuperLink, own_replies
 from fleet import flwr_compat
@@ -407,6 +409,34 @@ def test_what_a_node_pushes_that_flower_drops_is_forgotten_and_an_upload_under_w
     node.send_rest()
     assert [heard.has_error() for heard in grid.pull_messages(ids)] == [False]
     assert sessions(link) == 0
+
+
+def cut_short(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def torn(data: bytes) -> bytes:
+    """One page in the middle is another's."""
+    middle = len(data) // 8192 * 4096
+    return data[:middle] + b"\xaa" * 4096 + data[middle + 4096 :]
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"no database" * 500, cut_short, torn])
+def test_a_damaged_database_is_set_aside_and_another_begun(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    database, mine, events = tmp_path / "superlink.db", key(), list[tuple[str, dict[str, object]]]()
+    SuperLink(database).register(mine)
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("pragma wal_checkpoint(truncate)")
+    sound = database.read_bytes()
+    set_aside_if_damaged(database, lambda event, **fields: events.append((event, fields)))
+    assert (database.read_bytes(), events) == (sound, [])
+    database.write_bytes(damage(sound))
+    set_aside_if_damaged(database, lambda event, **fields: events.append((event, fields)))
+    [(event, fields)] = events
+    assert (event, fields["path"]) == ("flower-database-lost", f"{database}.damaged")
+    assert Path(f"{database}.damaged").read_bytes() == damage(sound)
+    assert [path.name for path in tmp_path.glob("superlink.db*") if "damaged" not in path.name] == []
+    assert SuperLink(database).find(mine) is None
 
 
 def test_an_error_of_a_node_comes_through(link: SuperLink, grid: EmbeddedGrid) -> None:
