@@ -193,9 +193,8 @@ class Delivery:
             raise RefusedError("not-served", f"release {release.number} is served by nobody")
         halted = replace(state, phase=Phase.HALTED, since=self._clock(), paused=False)
         if not kept([*before, (release, halted)]):
-            raise RefusedError(
-                "nothing-before", f"no release before {release.number} has other weights that were not withdrawn"
-            )
+            found = f"no release before {release.number} has other weights that were not withdrawn"
+            raise RefusedError("nothing-before", f"{found}: there is nothing to go back to")
         self._record("rollout", release=release.number, phase=Phase.HALTED.value, reason="withdrawn by the operator")
         self._go(halted)
         return self._releases.all()[-1][0]
