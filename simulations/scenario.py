@@ -115,9 +115,10 @@ def scenario(wish: Wish, pinned: Settings | None = None) -> Scenario:
             raise TaskError(said)
         warnings.append(said)
     fleet, held_out = _roles(task_.devices(), wish, away)
-    if settings.round.min_updates > len(fleet):
-        settings = settings.changed(round={"min_updates": max(2, len(fleet) // 2)})
     fleet = story.recordings(fleet) if story else fleet
+    founders = len(fleet.keys() - story.latecomers(list(fleet))) if story else len(fleet)
+    if settings.round.min_updates > founders:
+        settings = settings.changed(round={"min_updates": max(2, founders // 2)})
     _check_judging(fleet, held_out)
     return Scenario(task_, settings, fleet, held_out, story, tuple(warnings))
 

@@ -1,5 +1,6 @@
 """A new device: somebody joins late, and answers at once with what the fleet learned without them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -64,12 +65,8 @@ class ANewDevice(Story):
         live = Windows.joined([device.recording.live for device in devices])
         given, untrained = (accuracy(world.task, _released(world, release), live) for release in (first, 0))
         personal = _personalised(world, devices, _released(world, first))
-        alone: dict[int, float] = {}
-        for windows in DOUBLINGS:
-            if not alone or max(alone.values()) < given:
-                alone[windows] = _own(world, devices, windows)
+        alone = learned_alone(partial(_own, world, devices), own, given)
         caught_up = next((windows for windows, value in alone.items() if value >= given), None)
-        alone[own] = _own(world, devices, own)
         figures: dict[str, Figure] = {
             "newcomers": len(devices),
             "joined_hour": devices[0].joined,
@@ -91,6 +88,16 @@ class ANewDevice(Story):
             f"{_catches_up(caught_up)}, and is right on {alone[own]:.0%} after all {own} that each had.",
         ]
         return told, figures
+
+
+def learned_alone(accuracy_after: Callable[[int], float], own: int, given: float) -> dict[int, float]:
+    """How right a model of one's own is after ever more windows, until it is as right as ``given``, and after all."""
+    alone: dict[int, float] = {}
+    for windows in DOUBLINGS:
+        if not alone or (windows < own and max(alone.values()) < given):
+            alone[windows] = accuracy_after(windows)
+    alone[own] = accuracy_after(own)
+    return alone
 
 
 def began_with(release: int, given: float, untrained: float, personal: float) -> str:

@@ -17,7 +17,6 @@ from node.personal import personalise
 from simulations.stories.story import Figure, Story, accuracy, count, events
 
 if TYPE_CHECKING:
-    from simulations.scenario import Wish
     from simulations.world import World
 
 ROUNDS = 14
@@ -36,14 +35,14 @@ class BudgetRunsOut(Story):
     def __init__(self) -> None:
         self._plans: dict[str, int] = {}
 
-    def check(self, wish: "Wish") -> None:
-        """A budget without end does not run out."""
-        super().check(wish)
-        if wish.epsilon == math.inf:
-            raise UsageError(f"--epsilon inf: --story {self.name} needs a budget that has an end")
-
     def settings(self, settings: Settings) -> Settings:
-        """The coordinator asks on, and averages whoever still answers."""
+        """The coordinator asks on, and averages whoever still answers.
+
+        Raises:
+            UsageError: A budget without end does not run out.
+        """
+        if settings.privacy.epsilon == math.inf:
+            raise UsageError(f"privacy.epsilon: inf: --story {self.name} needs a budget that has an end")
         return settings.changed(
             privacy={"planned_releases": ROUNDS * RELEASES_A_SESSION},
             round={"rounds": ROUNDS, "min_updates": 2, "deadline": timedelta(minutes=2)},

@@ -18,7 +18,7 @@ from coordinator.rollout import Phase
 from simulations.clock import START
 from simulations.scenario import Wish, scenario
 from simulations.stories import STORIES
-from simulations.stories.a_new_device import began_with
+from simulations.stories.a_new_device import began_with, learned_alone
 from simulations.stories.bad_release import Act, act_one, act_two
 from simulations.stories.offline_day import AWAKE, HOME, MONTHS
 from simulations.stories.poisoned_cohort import ATTACKS, NOBODY, RULES, PoisonedCohort, Reached
@@ -231,6 +231,12 @@ def test_poisoned_cohort_tells_each_attack_with_its_strength_under_both_rules_an
     assert (told["rounds"], told["releases_a_round"], told["inner_product_strength"]) == (5, 12, 4.0)
 
 
+@pytest.mark.parametrize(("nodes", "quorum"), [(4, 2), (8, 3), (10, 8), (16, 8)])
+def test_a_new_device_does_not_keep_the_fleet_from_a_round_before_it_comes(nodes: int, quorum: int) -> None:
+    plan = scenario(Wish(story="a-new-device", nodes=nodes))
+    assert plan.settings.round.min_updates == quorum <= nodes - 2, "the last person wears two"
+
+
 @pytest.mark.slow
 def test_a_new_device_answers_at_once_with_what_the_fleet_learned() -> None:
     told = figures("a-new-device")
@@ -248,6 +254,23 @@ def test_a_new_device_holds_the_fleets_model_against_release_0_and_owes_release_
     assert "is right on 81%; with a head of their own the fleet's is right on 99%" in trained
     assert "No trained release was served by all when they came" in untrained
     assert "gave them a model" not in untrained
+
+
+@pytest.mark.parametrize(
+    ("own", "catches_up_after", "tried"),
+    [
+        pytest.param(80, 8, [4, 8, 80], id="after a doubling"),
+        pytest.param(80, 70, [4, 8, 16, 32, 64, 80], id="with the last of its windows"),
+        pytest.param(50, 50, [4, 8, 16, 32, 50], id="with windows that it has"),
+        pytest.param(50, 99, [4, 8, 16, 32, 50], id="never"),
+    ],
+)
+def test_a_new_devices_own_model_is_tried_until_it_catches_up_and_with_all_its_windows(
+    own: int, catches_up_after: int, tried: list[int]
+) -> None:
+    alone = learned_alone(lambda windows: float(windows >= catches_up_after), own, 0.9)
+    assert list(alone) == tried
+    assert (max(alone.values()) > 0.9) is (catches_up_after <= own)
 
 
 @pytest.mark.slow
@@ -275,6 +298,17 @@ def test_a_story_that_cannot_be_told_is_one_clear_line(tmp_path: Path, arguments
     assert (shown.returncode, len(shown.stderr.splitlines())) == (2, 1), shown.stderr
     assert said in shown.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_must_run_out_has_an_end_wherever_it_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFLEET_PRIVACY__EPSILON", "inf")
+    shown = edgefleet("--story", "budget-runs-out", "--out", "run", cwd=tmp_path)
+    assert (shown.returncode, len(shown.stderr.splitlines())) == (2, 1), shown.stderr
+    assert "that has an end" in shown.stderr
+    assert not list(tmp_path.iterdir())
+    assert scenario(Wish(story="budget-runs-out", epsilon=8.0)).settings.privacy.epsilon == 8, "a flag comes after"
 
 
 def test_a_story_plays_the_built_in_task_only(tmp_path: Path) -> None:
