@@ -17,6 +17,7 @@ from fleet.errors import MissingExtraError, StoreError, TaskError, UsageError
 from fleet.garbage import kept_for_good
 from fleet.output import Format
 from simulations.extra import check_installed
+from simulations.folder import folder_named
 from simulations.second_core import SecondCore, second_core
 
 if TYPE_CHECKING:
@@ -39,9 +40,14 @@ def simulate(
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget; inf for no privacy.")] = None,
     model: Annotated[str | None, typer.Option(help="Of the built-in smartwatch task: features or cnn.")] = None,
     fold: Annotated[int, typer.Option(help="Which person is donor, and who held out; built in, 0 to 9.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/DATE-TIME by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=folder_named, metavar="PATH", help="Folder of the run; runs/DATE-TIME by default."),
+    ] = None,
     story: Annotated[str | None, typer.Option(help=_STORIES)] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run of this folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(parser=folder_named, metavar="PATH", help="Go on with the run of this folder.")
+    ] = None,
     format_: Annotated[Format, typer.Option("--format", help="Table for people, or one JSON object.")] = Format.TEXT,
 ) -> None:
     """Play a fleet of devices on recorded data: fleet.toml's task if it is here, else the built-in smartwatch."""
@@ -74,9 +80,11 @@ def config_here(model: str | None) -> str | None:
     """The ``fleet.toml`` of this folder, if there is one.
 
     Raises:
-        UsageError: There is one, and ``model`` asks for the built-in task.
+        UsageError: There is one, and ``model`` asks for the built-in task; or it is a link to nothing.
     """
     if not CONFIG.exists():
+        if CONFIG.is_symlink():
+            raise UsageError(f"{CONFIG} here is a link to {CONFIG.readlink()}, which is not there; mend or remove it")
         return None
     if model:
         raise UsageError("--model chooses a built-in model, but fleet.toml here names a task; leave one out")

@@ -5,12 +5,15 @@ import signal
 import time
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fleet import durable
 from fleet.errors import FleetError, MissingExtraError, UsageError
 from fleet.output import Format
+from simulations.folder import folder_named
 
 if TYPE_CHECKING:
     from simulations.up import Fleet
@@ -19,7 +22,10 @@ if TYPE_CHECKING:
 
 def up(
     nodes: Annotated[int, typer.Option(min=2, max=16, help="Node processes, each with a watch's recording.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="Folder of the fleet; runs/up-DATE-TIME by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=folder_named, metavar="PATH", help="Folder of the fleet; runs/up-DATE-TIME by default."),
+    ] = None,
     until_promoted: Annotated[
         bool, typer.Option("--until-promoted", help="End when every node has committed a release that was trained.")
     ] = False,
@@ -33,8 +39,7 @@ def up(
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
     folder = (out or Path("runs") / f"up-{datetime.now():%Y%m%d-%H%M%S}").absolute()
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty; choose another --out")
+    make_ready(folder)
     worn = sorted(TASK.devices().items())
     chosen = dict(worn[:: len(worn) // nodes][:nodes])
     for number in (signal.SIGTERM, signal.SIGHUP):  # whoever ends us, or our terminal, ends all of it
@@ -46,6 +51,21 @@ def up(
         _watch(fleet, view, until_promoted=until_promoted)
         outcome = _outcome(fleet, folder)
     typer.echo(json.dumps(outcome) if format_ is Format.JSON else _sentence(outcome))
+
+
+def make_ready(folder: Path) -> None:
+    """Make the fleet's folder, if it is not there.
+
+    Raises:
+        UsageError: Something is in it, or it cannot be written.
+    """
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} is not empty; choose another --out")
+        durable.make_folder(folder)
+        TemporaryFile(dir=folder).close()  # a folder can be there and not ours to write
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
 
 
 def _watch(fleet: "Fleet", view: "UpView", *, until_promoted: bool) -> None:

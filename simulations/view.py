@@ -17,7 +17,7 @@ from fleet.settings import Settings
 from simulations.clock import START
 from simulations.live_view import LiveView
 from simulations.result import Result
-from simulations.stories.story import Tale
+from simulations.stories.story import Tale, count
 from simulations.world import World
 
 ROUNDS_SHOWN = 5
@@ -77,7 +77,7 @@ def _rounds(world: World) -> list[tuple[str, str, str]]:
         (
             f"round {round_.number}",
             round_.state.value,
-            f"{len(rounds.answered(round_.number))} updates, {refused[round_.number]} refused",
+            f"{count(len(rounds.answered(round_.number)), 'update')}, {refused[round_.number]} refused",
         )
         for round_ in rounds.all()
     ]
@@ -93,7 +93,7 @@ def _fleet(world: World) -> Table:
     for row in _rounds(world)[-ROUNDS_SHOWN:]:
         table.add_row(*row)
     table.add_row(
-        ", ".join(f"{count} nodes on release {number}" for number, count in sorted(serving.items())),
+        ", ".join(f"{count(on_it, 'node')} on release {number}" for number, on_it in sorted(serving.items())),
         f"epsilon {spent:.2f}" if math.isfinite(spent) else "no privacy",
         f"{answers} windows answered",
     )
@@ -102,7 +102,7 @@ def _fleet(world: World) -> Table:
 
 def print_result(result: Result, folder: Path, tale: Tale | None) -> None:
     """The table at the end, after the story if there is one."""
-    table = Table(title=f"{result.task}: {result.nodes} devices, {result.rounds} rounds", title_justify="left")
+    table = Table(title=f"{result.task}: {result.nodes} devices, {count(result.rounds, 'round')}", title_justify="left")
     table.add_column("what")
     table.add_column("", justify="right")
     for what, value in _rows(result):

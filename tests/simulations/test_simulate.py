@@ -338,6 +338,8 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path: Path, imported: str) -> 
         pytest.param(["--nodes", str(10**12)], 2, "has 16 devices", id="far more nodes"),
         pytest.param(["--out", "full"], 2, "is not empty; choose another --out\n", id="a folder with something in it"),
         pytest.param(["--out", "/proc/run"], 2, "cannot be written", id="a folder that cannot be written"),
+        pytest.param(["--out", ""], 2, "the folder's name is empty", id="a folder without a name"),
+        pytest.param(["--resume", ""], 2, "the folder's name is empty", id="a run without a name"),
         pytest.param(["--resume", "full"], 2, "holds no run", id="nothing to resume"),
         pytest.param(["--resume", "full", "--seed", "1"], 2, "leave out the other flags", id="resume and a flag"),
         pytest.param(["--rounds", "x"], 2, "not a valid integer", id="no number"),
@@ -356,6 +358,15 @@ def test_a_wish_that_cannot_be_granted_is_one_clear_line(
     assert said in shown.stderr
     assert len(shown.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["full"], "nothing is half written"
+
+
+@pytest.mark.parametrize("command", [("simulate", "--out", "run"), ("check",)])
+def test_a_fleet_toml_that_is_a_link_to_nothing_is_not_taken_for_none(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "fleet.toml").symlink_to("gone.toml")
+    shown = edgefleet(*command, cwd=tmp_path)
+    assert (shown.returncode, len(shown.stderr.splitlines())) == (2, 1), shown.stderr
+    assert "fleet.toml here is a link to gone.toml, which is not there" in shown.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["fleet.toml"]
 
 
 def test_a_folder_of_a_run_killed_before_its_first_file_was_whole_is_as_good_as_new(

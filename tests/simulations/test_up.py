@@ -1,5 +1,6 @@
 """What ``edgefleet up`` counts and says; the fleet itself runs in ``tests/programs``."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fleet.errors import UsageError
 from fleet.task import Windows
+from simulations import up_command
 from simulations.up import Wearer, committed
+from simulations.up_command import make_ready
 from simulations.up_view import UpView
 
 RELEASES: list[dict[str, Any]] = [
@@ -60,6 +64,40 @@ def test_a_wearer_gives_as_many_truths_as_the_node_still_needs(
 
     nothing = Windows(np.zeros((0, 6, 100), np.float32), np.zeros(0, np.int64))
     assert Standing("watch", tmp_path, "", nothing, nothing).wanted() == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param("full", "is not empty", id="a folder with something in it"),
+        pytest.param("full/letter.txt", "cannot be written", id="a file"),
+        pytest.param("full/letter.txt/fleet", "cannot be written", id="under a file"),
+        pytest.param("link", "cannot be written", id="a link to nothing"),
+        pytest.param("/proc/fleet", "cannot be written", id="a folder that cannot be made"),
+        pytest.param("x" * 300, "cannot be written", id="a name too long"),
+    ],
+)
+def test_a_folder_that_cannot_be_the_fleets_is_refused_before_anything_runs(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(UsageError, match=f"{said}.*; choose another --out"):
+        make_ready(tmp_path / name)
+    make_ready(tmp_path / "new" / "fleet")
+    assert list((tmp_path / "new" / "fleet").iterdir()) == []
+
+
+def test_a_folder_that_is_there_and_takes_nothing_cannot_be_the_fleets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(up_command, "TemporaryFile", full)
+    with pytest.raises(UsageError, match="cannot be written: Permission denied; choose another --out"):
+        make_ready(tmp_path)
 
 
 def test_a_round_is_named_by_its_own_number_and_by_how_it_ended(capsys: pytest.CaptureFixture[str]) -> None:

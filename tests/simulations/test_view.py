@@ -1,5 +1,8 @@
 """What a person sees of a run."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,15 @@ from fleet.evidence import Pooled
 from fleet.release import Release
 from fleet.settings import Settings
 from simulations.clock import START
-from simulations.view import View, standing
+from simulations.result import Result
+from simulations.view import View, print_result, standing
+
+RESULT = Result(
+    task="task", seed=1, new_device_accuracy=0.8, same_device_accuracy=0.79, float_agreement=0.99, donor_accuracy=0.7,
+    epsilon_max=8.0, delta=1e-5, unit="window", rounds=4, updates=64, refused=1, releases=2, nodes=16,
+    nodes_promoted=15, nodes_exposed=0, nodes_unsigned=0, answers=300, bytes_up_per_update=4000.0,
+    bytes_down_per_base=7000.0, first_promotion_s=1.0, wall_s=2.0,
+)  # fmt: skip
 
 
 def world(rounds: int) -> Any:
@@ -36,6 +47,14 @@ def test_where_there_is_no_terminal_each_round_is_a_line_once(capsys: pytest.Cap
             view.show(world(rounds))
     told = ["   1.2 s  round 1 closed: 4 updates, 1 refused", "   2.5 s  round 2 closed: 4 updates, 1 refused"]
     assert capsys.readouterr().err.splitlines() == ([] if quiet else told)
+
+
+@pytest.mark.parametrize(("rounds", "said"), [(1, "16 devices, 1 round\n"), (12, "16 devices, 12 rounds\n")])
+def test_the_table_at_the_end_counts_rounds_as_people_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rounds: int, said: str
+) -> None:
+    print_result(replace(RESULT, rounds=rounds), tmp_path, None)
+    assert said in re.sub(" +\n", "\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
