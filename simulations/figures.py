@@ -88,10 +88,14 @@ def labels(facts: Facts, *, held_out: bool) -> Figure:
 
 
 def fleet_pays(facts: Facts, *, held_out: bool) -> list[tuple[str, bool]]:
-    """For each number of labelled windows, whether the fleet's base is the better start, on the mean over devices."""
+    """For each number of labelled windows, whether the fleet's base is the better start.
+
+    That is on the mean over the devices where both were measured.
+    """
     found = []
     for step, rows in shares.own_at(facts.measured, held_out=held_out).items():
-        alone, personal = (shares.known(facts.measured, rows, which) for which in ("alone", "personal"))
+        both = [row for row in rows if row.alone is not None and row.personal is not None]
+        alone, personal = (shares.known(facts.measured, both, which) for which in ("alone", "personal"))
         if alone and personal:
             found.append((_step_name(step), fmean(s.value for s in personal) > fmean(s.value for s in alone)))
     return found

@@ -99,7 +99,7 @@ def _cost(facts: Facts) -> str:
 
 def _headlines(facts: Facts) -> list[tuple[str, str, str]]:
     """Each a figure, what it is, and what to hold it against."""
-    result, alone = facts.result, shares.own_models(facts.measured, "alone")
+    result, alone = facts.result, None if _on_whom(facts) else shares.own_models(facts.measured, "alone")
     private = _private(facts) and result["epsilon_max"] is not None
     return [
         (
@@ -129,25 +129,38 @@ def _headlines(facts: Facts) -> list[tuple[str, str, str]]:
 
 def _without_the_fleet(facts: Facts) -> list[str]:
     """Whether the fleet's model is worth having, said as it is, also where it is not."""
-    exact = [shares.by_base(facts.measured, "float32", held_out=held_out) for held_out in (False, True)]
+    measured = shares.among_equals(facts.measured)
+    exact = [shares.by_base(measured, "float32", held_out=held_out) for held_out in (False, True)]
     same, new = (by_base[max(by_base)] for by_base in exact)
-    alone, personal = (shares.own_models(facts.measured, which) for which in ("alone", "personal"))
+    alone, personal = (shares.own_models(measured, which) for which in ("alone", "personal"))
     lent = shares.lent(facts.measured)
     said = []
     if alone:
         verdict = "there it is better off alone" if alone.value > same.value else "there the fleet helps even it"
         said.append(
             f"Where a device has all its labels, and for its own wearer, learning alone is right on {alone} of later "
-            f"windows and the fleet's last base on {same}: {verdict}."
+            f"windows and the fleet's last base on {same}{_on_whom(facts)}: {verdict}."
         )
     if personal:
-        said.append(f"The last base with a head of the device's own, which never leaves it, is right on {personal}.")
+        of_these = " of the same windows" if alone else ""
+        said.append(
+            f"The last base with a head of the device's own, which never leaves it, is right on {personal}{of_these}."
+        )
     rivals = {"base 0": exact[1][0]} | ({"the model of one other device": lent} if lent else {})
     better = [name for name, share in rivals.items() if share.value >= new.value]
     verdict = f"no better than {_listed(better)}" if better else "the difference is what federating is for"
     beside = " and ".join(f"{name} on {share}" for name, share in rivals.items())
     said.append(f"For people who took no part, the fleet's last base is right on {new}, {beside}: {verdict}.")
     return said
+
+
+def _on_whom(facts: Facts) -> str:
+    """Which devices learned alone, where those are not all."""
+    learned, of = (
+        sum(not device.held_out for device in measured.seen)
+        for measured in (shares.among_equals(facts.measured), facts.measured)
+    )
+    return "" if learned == of else f", on the {learned} of {of} devices that learned alone"
 
 
 def _crossovers(facts: Facts) -> list[str]:

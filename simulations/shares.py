@@ -1,7 +1,7 @@
 """Accuracies as counted: so many windows right of so many."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulations.measurement import Measurements, Own
 
@@ -57,6 +57,15 @@ def known(measured: Measurements, rows: list[Own], which: str) -> list[Share]:
     live = {device.device: device.live for device in measured.seen}
     values = [(getattr(row, which), live[row.device]) for row in rows]
     return [Share(right, of) for right, of in values if right is not None and of]
+
+
+def among_equals(measured: Measurements) -> Measurements:
+    """The same without devices of the fleet that did not learn alone where others did: then all shares compare."""
+    rows = own_at(measured, held_out=False).get(math.inf, [])
+    left_out = {row.device for row in rows if row.alone is None}
+    if len(left_out) == len(rows):
+        return measured
+    return replace(measured, seen=tuple(device for device in measured.seen if device.device not in left_out))
 
 
 def own_models(measured: Measurements, which: str) -> Share | None:

@@ -206,6 +206,24 @@ def test_it_is_said_when_a_device_is_better_off_alone() -> None:
     assert "better off alone" not in page(replace(given, measured=worse))
 
 
+def test_where_few_devices_learned_alone_the_fleet_is_held_against_them_on_the_same_devices() -> None:
+    given = facts()  # of the last base each device has 14 of 20
+    lucky = {"device01": 20, "device02": 20}
+    judged = [replace(row, right=row.right | lucky) for row in given.measured.judged]
+    own = [
+        replace(row, alone=None, personal=20) if row.device in lucky else replace(row, alone=row.alone and 16)
+        for row in given.measured.own
+    ]
+    few = replace(given, measured=replace(given.measured, judged=tuple(judged), own=tuple(own)))
+    assert figures.fleet_pays(few, held_out=False) == [("5", False), ("20", False), ("all", True)]
+    words = Outline(page(few)).words
+    assert "is right on 80.0\u00a0% of later windows and the fleet's last base on 70.0\u00a0%, on the 1 of" in words
+    assert "of 3 devices that learned alone: there it is better off alone." in words
+    assert "which never leaves it, is right on 90.0\u00a0% of the same windows." in words
+    assert "each device alone: 80.0\u00a0%" not in words.split("Accuracy by round")[0], "the headline is of all devices"
+    assert "devices that learned alone" not in Outline(page(given)).words
+
+
 @pytest.mark.parametrize(
     ("last", "lent", "verdict"),
     [
