@@ -14,6 +14,7 @@ from fleet.events import read_events
 from fleet.settings import Settings
 from simulations.clock import START
 from simulations.measurement import Measurements
+from simulations.progress import read_progress
 from simulations.scenario import Wish
 from simulations.script import PLAIN
 from simulations.stories import story_named
@@ -69,6 +70,7 @@ class Facts:
 
     Attributes:
         result: The documented object of ``result.json``.
+        bases_down: How many bases devices pulled.
         hours: How long was simulated.
         began: The simulated hour in which each hour that was played began, and the one after the last.
         built_in: Whether the task is ours: of how another was tuned nothing is known.
@@ -76,6 +78,7 @@ class Facts:
 
     result: dict[str, Any]
     settings: Settings
+    bases_down: int
     hours: float
     began: tuple[float, ...]
     rounds: tuple[PlayedRound, ...]
@@ -95,12 +98,13 @@ def read(folder: Path) -> Facts:
     finally:
         registry.close()
     wish, settings = Wish.saved(folder)
-    progress = json.loads((folder / "progress.json").read_bytes())
+    progress = read_progress(folder)
     return Facts(
         result=json.loads((folder / "result.json").read_bytes()),
         settings=settings,
-        hours=max([progress["hour"], *(event.hour for event in events)]),
-        began=_began(wish.story, progress["hour"]),
+        bases_down=progress.bases_down,
+        hours=max([progress.hour, *(event.hour for event in events)]),
+        began=_began(wish.story, progress.hour),
         rounds=rounds,
         releases=releases,
         events=events,

@@ -20,9 +20,10 @@ from node.client_app import client_app
 from node.workshop import InProcess
 from simulations.clock import SimulatedClock
 from simulations.once import ADMIT
+from simulations.progress import read_progress
 from simulations.scenario import Wish, configured
 from simulations.shelf import CountingFetcher
-from simulations.world import Device, World, read_progress, read_window
+from simulations.world import Device, World, read_window
 
 NAME = "query.name"
 ASK_TIMEOUT_S = 600.0

@@ -188,7 +188,7 @@ def _traffic(facts: Facts) -> list[tuple[str, float, int]]:
     result = facts.result
     return [
         ("an update up: delta, signed fields, signature", result["bytes_up_per_update"], result["updates"]),
-        ("a base down: int8 weights, manifest, fresh metadata", result["bytes_down_per_base"], result["updates"]),
+        ("a base down: int8 weights, manifest, fresh metadata", result["bytes_down_per_base"], facts.bases_down),
     ]
 
 

@@ -39,7 +39,7 @@ class Result:
         nodes_unsigned: Nodes that ever answered with a release that a fresh TUF client does not find signed, or
             that hold other bytes of one than those that it finds.
         bytes_up_per_update: Signed fields and delta of one update, on average.
-        bytes_down_per_base: Downloads outside of releases (metadata, manifest, weights) by bases pulled.
+        bytes_down_per_base: Weights, manifest and the metadata read in the same hour, on average over bases pulled.
         warnings: What ``edgefleet check`` has to say of the task, its data and the settings.
     """
 
@@ -200,8 +200,8 @@ def _exposed(world: World, halted: set[int]) -> set[str]:
 
 
 def _bytes_down(world: World) -> float:
-    learned = world.coordinator.registry.rounds.counted()
-    return world.progress.bytes_down / learned if learned else 0.0
+    pulled = world.progress.bases_down
+    return world.progress.bytes_down / pulled if pulled else 0.0
 
 
 def _mean(values: list[int]) -> float:

@@ -28,18 +28,23 @@ class CountingFetcher(FolderFetcher):
         super().__init__(folder)
         self._reach = reach
         self._timestamp: list[bytes] | None = None
-        self._bytes = 0
+        self._bases = self._bytes = 0
 
-    def taken(self) -> int:
-        """Bytes of metadata, manifests and weights of bases since this was last asked."""
-        taken, self._bytes = self._bytes, 0
-        return taken
+    def taken(self) -> tuple[int, int]:
+        """Bases pulled since this was last asked, and their bytes with those of the metadata read meanwhile.
+
+        Where no base was pulled, metadata was read for the sake of releases: it does not count.
+        """
+        bases, size = self._bases, self._bytes
+        self._bases = self._bytes = 0
+        return bases, size if bases else 0
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         counts = not any(f"/targets/{kind}/" in url for kind in ("releases", "templates", "rollout"))
         for chunk in self._read(url, self._reach()):
             self._bytes += len(chunk) * counts
             yield chunk
+        self._bases += "/targets/bases/" in url and url.endswith(".weights.bin")
 
     def _read(self, url: str, reach: Reach) -> Iterator[bytes]:
         if reach is not Reach.FROZEN:

@@ -1,10 +1,9 @@
 """A whole fleet in one process: each hour a round, and a window of every device's recording."""
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import takewhile
@@ -18,12 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.founding import found
 from coordinator.server_app import server_app
-from fleet import durable, flwr_compat
+from fleet import flwr_compat
 from fleet.enrolment import check_name
-from fleet.errors import StoreError, TamperedError, TaskError
+from fleet.errors import StoreError, TaskError
 from fleet.events import EventLog, Record
 from fleet.settings import Settings
-from fleet.signing import canonical
 from fleet.task import Recording, Task
 from node.agent import CANNOT_LEARN, Agent
 from node.client_app import client_app
@@ -35,6 +33,7 @@ from node.workshop import InProcess
 from simulations.clock import START, SimulatedClock
 from simulations.grid import Fate, InProcessGrid
 from simulations.once import ADMIT, first_weights, registration
+from simulations.progress import read_progress
 from simulations.script import PLAIN, Script
 from simulations.second_core import SecondCore
 from simulations.shelf import CountingFetcher, Reach
@@ -44,7 +43,6 @@ HOUR = timedelta(hours=1)  # an hour is a round, however fleet.toml times them
 PAUSE = timedelta(minutes=1)
 SETTLED = FINAL | UNHEARD - {Stage.SHADOW}  # taken, refused, or refused and still counted
 SETTLING = timedelta(hours=6)  # nodes look every hour; what they could not take by then needs windows
-PROGRESS_FILE = "progress.json"
 Reading = npt.NDArray[np.float32]
 
 
@@ -56,21 +54,6 @@ class Device:
     agent: Agent
     fetcher: CountingFetcher
     joined: int = 0
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run has come, over all its sittings.
-
-    ``bytes_down`` are downloads other than of releases, without those of an hour that a kill cut short;
-    ``joined`` is the hour in which each latecomer came.
-    """
-
-    hour: int = 0
-    wall_s: float = 0.0
-    bytes_down: int = 0
-    first_promotion_s: float | None = None
-    joined: dict[str, int] = field(default_factory=dict)
 
 
 class World:
@@ -164,8 +147,7 @@ class World:
     def save(self) -> None:
         """Write down how far the run has come."""
         self.progress.wall_s = self.wall_s
-        self.progress.bytes_down += sum(device.fetcher.taken() for device in self.devices.values())
-        _write_progress(self.folder, self.progress)
+        self.progress.save(self.folder)
 
     def close(self) -> None:
         """Let go of every database, here and on the second core."""
@@ -198,6 +180,10 @@ class World:
         while self.elapsed - self._script.moment(hour) < timedelta(minutes=self._script.watched_minutes(hour)):
             self._pause()
         self.progress.hour = hour + 1
+        for device in self.devices.values():
+            bases, size = device.fetcher.taken()
+            self.progress.bases_down += bases
+            self.progress.bytes_down += size
 
     def _step_all(self) -> None:
         for device in self.devices.values():
@@ -298,22 +284,3 @@ def has_settled(stages: StageLog, serving: int) -> bool:
     """Whether a node has taken or refused the release that everybody serves, or is past it and never will."""
     stage = stages.stage(serving)
     return stage in SETTLED or (stage is None and (stages.newest() or 0) > serving)
-
-
-def read_progress(folder: Path) -> Progress:
-    """How far the run of ``folder`` has come; a run that begins writes it down before anything else.
-
-    Raises:
-        TamperedError: It cannot be read, or is gone while the rest of the run is there.
-    """
-    path = folder / PROGRESS_FILE
-    if not path.exists() and not (folder / "coordinator").exists():
-        _write_progress(folder, Progress())
-    try:
-        return Progress(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise TamperedError(f"{path} cannot be read: {error}") from error
-
-
-def _write_progress(folder: Path, progress: Progress) -> None:
-    durable.write(folder / PROGRESS_FILE, canonical(asdict(progress)))

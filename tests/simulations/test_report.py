@@ -65,6 +65,7 @@ def facts(*, nodes: int = 3, epsilon: float = 8.0, rounds: int = 4, story: Story
     return Facts(
         result=result,
         settings=Settings().changed(privacy={"epsilon": epsilon}),
+        bases_down=nodes * (rounds + 1),
         hours=6.0,
         began=tuple(range(7)),
         rounds=tuple(PlayedRound(n, n - 1, RoundState.CLOSED, nodes, int(n == 2)) for n in range(1, rounds + 1)),
@@ -188,6 +189,10 @@ def test_what_happened_is_told_in_three_sentences() -> None:
     assert "ε = 8.00 at δ = 1e-05" in sentences[2]
     assert "This run had no privacy" in page(facts(epsilon=float("inf")))
     assert "nothing was promised" in told(facts(epsilon=float("inf")))[2]
+
+
+def test_what_went_down_is_as_many_bases_as_were_pulled() -> None:
+    assert re.search(r"a base down: [^<]*</td><td>7,000</td><td>15</td>", page(facts(nodes=3, rounds=4)))
 
 
 def test_a_story_is_told_in_place_of_the_three_sentences() -> None:

@@ -9,7 +9,8 @@ from fleet.events import EventLog
 from node.promotion import Stage, StageLog
 from node.store import open_store
 from simulations.clock import SimulatedClock
-from simulations.world import World, has_settled, read_progress
+from simulations.progress import read_progress
+from simulations.world import World, has_settled
 
 TAKEN = [Stage.STAGED, Stage.ADMITTED, Stage.SHADOW, Stage.PROBATION, Stage.COMMITTED]
 
