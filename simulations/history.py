@@ -70,7 +70,7 @@ def _spans(node: _Node, event: Event) -> Iterator[Span]:
     if event.name == Stage.COMMITTED and node.serving == release:
         yield from _answered(node, event.hour)
         node.probation, node.since = False, event.hour
-    if event.name == Stage.ROLLED_BACK and node.serving == release:
+    if event.name in (Stage.ROLLED_BACK, Stage.REJECTED) and node.serving == release:
         yield from _answered(node, event.hour)
         node.serving, node.probation, node.since = node.before, False, event.hour
 

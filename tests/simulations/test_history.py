@@ -27,8 +27,9 @@ def test_a_release_is_watched_then_on_probation_then_answers() -> None:
     ]
 
 
-def test_after_a_rollback_the_old_release_answers_again() -> None:
-    assert told(*PROVISIONED, (4, "probation", 1), (6, "rolled-back", 1)) == [
+@pytest.mark.parametrize("ended", ["rolled-back", "rejected"])
+def test_after_a_rollback_or_when_it_is_superseded_on_probation_the_old_release_answers_again(ended: str) -> None:
+    assert told(*PROVISIONED, (4, "probation", 1), (6, ended, 1), reason="superseded") == [
         (0, 4, "R0", "solid"),
         (4, 6, "R1", "hatched"),
         (6, 10, "R0", "solid"),
