@@ -75,6 +75,11 @@ class Result:
             fields["epsilon_max"] = None
         return fields
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Result":
+        """What ``to_json`` made an object of; infinite ε stays None."""
+        return cls(**{**fields, "warnings": tuple(fields["warnings"])})
+
 
 def result(world: World, held_out: dict[str, Recording], *, seed: int, warnings: tuple[str, ...] = ()) -> Result:
     """Measure a world that is over."""

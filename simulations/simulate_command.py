@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG = Path("fleet.toml")
 DATA = "data.sha256"
+RESULT = "result.json"
 LOCK = "run.lock"
 _STORIES = "Play a-new-device, bad-release, budget-runs-out, offline-day or poisoned-cohort."
 _NOT_BEGUN = {LOCK, ".run.json.part"}  # what a kill leaves that comes before the first file is whole
@@ -105,6 +106,8 @@ def _play(
             from simulations.world import World
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
+    if pinned and (ended := _ended(folder)):
+        return ended
     plan = scenario(wish, pinned)
     view = View(plan.settings, quiet=quiet)
     with _owned(folder, fresh=pinned is None), _room_needed(folder), view:
@@ -137,9 +140,25 @@ def _play(
         world.close()
         if tale:
             durable.write(folder / "story.json", json.dumps(tale.to_json(), indent=2).encode())
-        durable.write(folder / "result.json", json.dumps(_told(outcome, tale), indent=2).encode())
+        durable.write(folder / RESULT, json.dumps(_told(outcome, tale), indent=2).encode())
         _report(folder)
     return outcome, tale
+
+
+def _ended(folder: Path) -> "tuple[Result, Tale | None] | None":
+    """What a run that is over came to; None as long as its result or its report is still to be written."""
+    from simulations.report import FILE
+    from simulations.result import Result
+    from simulations.stories.story import Tale
+
+    if not (folder / FILE).exists():
+        return None
+    try:
+        told = json.loads((folder / RESULT).read_bytes())
+        story = told.pop("story", None)
+        return Result.from_json(told), Tale(**story) if story else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or of another version: it is made again
+        return None
 
 
 def _again(folder: Path, flag: str = "--resume") -> str:

@@ -159,6 +159,24 @@ def test_the_report_of_a_run_that_is_over_is_written_again(run: tuple[Path, dict
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_a_run_that_is_over_is_told_again_as_at_its_end_and_nothing_of_it_changes(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, format_: str
+) -> None:
+    folder = copytree(run[0], tmp_path / "run")
+    result = json.loads((folder / "result.json").read_bytes())
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    shown = edgefleet("simulate", "--resume", "run", "--format", format_, cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    if format_ == "json":
+        assert json.loads(shown.stdout) == result
+    else:
+        assert "smartwatch_features: 4 devices, 4 rounds" in shown.stdout
+        assert f"{result['new_device_accuracy']:.1%}" in shown.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "spoil"),
     [
@@ -173,6 +191,7 @@ def test_what_is_damaged_in_a_run_is_one_line_and_exit_code_9(
     run: tuple[Path, dict[str, Any]], tmp_path: Path, path: str, spoil: Callable[[Path], None]
 ) -> None:
     copytree(run[0], tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()  # else the run is over
     spoil(tmp_path / "run" / path)
     shown = edgefleet("simulate", "--resume", "run", cwd=tmp_path)
     said = [line for line in shown.stderr.splitlines() if not line.startswith("warning: ")]  # a fleet of four
@@ -280,6 +299,7 @@ def test_bytes_that_were_never_signed_are_seen_even_where_a_nodes_own_digests_ag
     graph.doc_string = "not what was signed"
     other = graph.SerializeToString()
     slots.store(replace(release, artifact=sha256(other)), other, slots.golden(pointer.active))
+    (folder / "result.json").unlink()  # it is measured again
     shown = edgefleet("simulate", "--resume", "run", "--format", "json", cwd=tmp_path)
     assert json.loads(shown.stdout)["nodes_unsigned"] == 1
 

@@ -277,9 +277,12 @@ def test_a_new_devices_own_model_is_tried_until_it_catches_up_and_with_all_its_w
 def test_a_story_goes_on_by_its_folder_alone() -> None:
     folder, result = played("a-new-device")
     assert Wish.saved(folder)[0].story == "a-new-device"
+    (folder / "result.json").unlink()
     shown = edgefleet("--resume", str(folder), "--format", "json", cwd=folder.parent)
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)["story"] == result["story"]
+    again = edgefleet("--resume", str(folder), "--format", "json", cwd=folder.parent)
+    assert again.stdout == shown.stdout, "it is over: nothing is measured again, and its wall time stays"
 
 
 @pytest.mark.parametrize(
