@@ -244,6 +244,18 @@ def test_overlapping_windows_need_their_number_declared(stride: int, group: int)
         assert f"group={group})" in finding.message
 
 
+def test_a_device_without_training_windows_hides_no_overlap_and_no_window_on_two_devices() -> None:
+    fleet = device(windows(10))()
+    fleet["d5"].live.x[3] = fleet["d2"].train.x[7]
+    fleet["late"] = Recording("p9", Windows(windows().x[:0], windows().y[:0]), Windows(LATER + 1, fleet["d0"].live.y))
+    found = check(task(devices=lambda: fleet), SETTINGS, content)
+    assert [(f.level, f.subject) for f in found[:3]] == [
+        ("warning", "device late, train"),
+        ("error", "device d0"),
+        ("error", "device d5"),
+    ]
+
+
 def test_an_overlap_is_found_whichever_axis_is_time() -> None:
     series = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
     half = [series[start : start + 20] for start in range(0, 380, 10)]
