@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from fleet.finding import Finding, failure, said
 from fleet.privacy.neighbours import MIXES, mixes
-from fleet.task import Task
+from fleet.task import Signature, Task
 
 if TYPE_CHECKING:
     import torch
+
+TOLERANCE = 1e-3  # of the largest gradient; float32 sums in another order differ by about 1e-6
 
 
 def check_model(task: Task) -> Iterator[Finding]:
@@ -94,32 +96,57 @@ def _hint(kind: str) -> str:
 
 
 def _gradients(task: Task, model: "torch.nn.Module") -> Iterator[Finding]:
-    """The gradient of an example must not change with its neighbour in the batch."""
+    """The gradient of an example must be right, and must not change with its neighbour in the batch."""
 
     def first(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return np.concatenate([gradient.ravel() for gradient in _first_gradient(model, x).values()])
+        return np.concatenate([sample[0].numpy().ravel() for sample in _per_example(model, x).values()])
 
     silence = np.zeros((2, *task.signature.shape), np.float32)
-    missing = [name for name, gradient in _first_gradient(model, silence).items() if gradient is None]
+    missing = [name for name, samples in _per_example(model, silence).items() if samples is None]
     if missing:
         yield failure(f"parameter {missing[0]}", "gets no gradient per example: is it used in forward?")
     elif mixes(first, task.signature):
         yield failure("model", MIXES)
+    elif wrong := _wrong(model, silence) or _wrong(model, _random(task.signature)):
+        hint = "only padding_mode='zeros' and no padding_idx, or another layer"
+        yield failure(f"parameter {wrong}", f"its gradients per example do not add up to that of the batch: {hint}")
 
 
-def _first_gradient(model: "torch.nn.Module", x: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """The gradient of the first example of ``x`` by parameter."""
+def _random(signature: Signature) -> npt.NDArray[np.float32]:
+    shape = (8, *signature.shape)
+    return np.random.default_rng(0).uniform(signature.low, signature.high, shape).astype(np.float32)
+
+
+def _wrong(model: "torch.nn.Module", x: npt.NDArray[np.float32]) -> str | None:
+    """The parameter whose gradients of each example of ``x`` are furthest from adding up to autograd's; None if all do.
+
+    What they are off by is compared with the largest gradient of all: that of a bias under a norm is rounding alone.
+    """
+    found = _per_example(model, x)
+    summed = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    off = {name: _size(found[name].sum(0) - whole) for name, whole in summed.items()}
+    largest = max(_size(samples) for samples in found.values())
+    furthest = max(off, key=lambda name: off[name])
+    return furthest if off[furthest] > TOLERANCE * largest else None
+
+
+def _size(values: "torch.Tensor") -> float:
+    return float(np.abs(values.numpy()).max(initial=0.0))
+
+
+def _per_example(model: "torch.nn.Module", x: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """The gradients of each example of ``x`` by parameter; autograd's own, of all of them, is left in ``grad``."""
     import torch
 
     from fleet.privacy.per_example import GradSampleModule
 
+    model.zero_grad()
     wrapped = GradSampleModule(model.train(), loss_reduction="sum")
     try:
-        truth = torch.zeros(len(x)).long()
         with torch.random.fork_rng(devices=[]):
-            loss = torch.nn.functional.cross_entropy(wrapped(torch.from_numpy(x)), truth, reduction="sum")
-        loss.backward()  # type: ignore[no-untyped-call]
-        samples = {name: getattr(p, "grad_sample", None) for name, p in model.named_parameters() if p.requires_grad}
-        return {name: None if sample is None else sample[0].numpy().copy() for name, sample in samples.items()}
+            logits = wrapped(torch.from_numpy(x))
+        truth = torch.arange(len(x)) % logits.shape[1]
+        torch.nn.functional.cross_entropy(logits, truth, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        return {name: getattr(p, "grad_sample", None) for name, p in model.named_parameters() if p.requires_grad}
     finally:
         wrapped.to_standard_module()

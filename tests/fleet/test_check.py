@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -77,13 +78,42 @@ class Recurrent(nn.Module):
         return logits
 
 
+class Words(nn.Module):
+    """Reads each number as the name of a vector; one of them is never trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors, self.head = nn.Embedding(7, 2, padding_idx=0), nn.Linear(80, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.vectors((x + 3).round().long()).flatten(1))
+        return logits
+
+
+class Twice(nn.Module):
+    """Its first two layers are asked twice, and what they make is added to what they saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv1d(2, 2, 3, padding=1), nn.LayerNorm(20), nn.Linear(40, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        once = x + nn.functional.hardtanh(self.norm(self.conv(x)))
+        logits: Tensor = self.head(nn.functional.hardtanh(self.norm(self.conv(once))).flatten(1))
+        return logits
+
+
 class Inverse(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 1 / x
 
 
 def stack(*layers: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(*layers)
+    return lambda: deepcopy(nn.Sequential(*layers))
+
+
+def conv(**how: Any) -> Callable[[], nn.Module]:
+    return stack(nn.Conv1d(2, 4, 3, **how), nn.Hardtanh(), nn.Flatten(), nn.Linear(80, 3))
 
 
 def linear() -> nn.Module:
@@ -185,6 +215,38 @@ def test_a_model_that_cannot_learn_privately_is_explained(
     assert (finding.level, finding.subject) == ("error", subject)
     assert message in finding.message
     assert "\n" not in finding.message
+
+
+@pytest.mark.parametrize(
+    ("model", "parameter"),
+    [
+        pytest.param(conv(padding=1, padding_mode="circular"), "0.weight", id="circular padding"),
+        pytest.param(conv(padding=1, padding_mode="reflect"), "0.weight", id="reflected padding"),
+        pytest.param(Words, "vectors.weight", id="a vector that is not trained"),
+    ],
+)
+def test_gradients_per_example_that_do_not_add_up_to_the_gradient_are_refused(
+    model: Callable[[], nn.Module], parameter: str
+) -> None:
+    (finding,) = check(task(model), SETTINGS, content)
+    assert (finding.level, finding.subject) == ("error", f"parameter {parameter}")
+    assert "do not add up to that of the batch" in finding.message
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(conv(padding=1), id="padding with zeros"),
+        pytest.param(conv(padding=2, dilation=2, groups=2), id="groups"),
+        pytest.param(stack(nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(72, 3)), id="group norm"),
+        pytest.param(stack(nn.Conv1d(2, 4, 3), nn.InstanceNorm1d(4), nn.Flatten(), nn.Linear(72, 3)), id="no gradient"),
+        pytest.param(stack(nn.Unflatten(1, (1, 2)), nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(38, 3)), id="2 axes"),
+        pytest.param(stack(nn.Flatten(), nn.Dropout(0.5), nn.Linear(40, 3)), id="drawn at random"),
+        pytest.param(Twice, id="asked twice"),
+    ],
+)
+def test_gradients_that_add_up_to_rounding_are_not_complained_of(model: Callable[[], nn.Module]) -> None:
+    assert check(task(model), SETTINGS, content) == []
 
 
 @pytest.mark.parametrize(
