@@ -20,12 +20,23 @@ TOLERANCE = 1e-3  # of the largest gradient; float32 sums in another order diffe
 def check_model(task: Task) -> Iterator[Finding]:
     """What is wrong with the model: outputs that are none, layers that mix examples, gradients that are missing."""
     try:
-        model = task.model()
+        model, another = task.model(), task.model()
         yield from _outputs(task, model)
     except Exception as error:  # noqa: BLE001 - the author's code may raise anything
         yield failure("model", f"fails on a batch of 3: {said(error)}")
         return
-    yield from _learning(task, model)
+    if shared := _shared(model, another):
+        yield failure(
+            "model", f"is not made anew whenever it is asked for: parameter {shared} is that of the one before"
+        )
+    else:
+        yield from _learning(task, model)
+
+
+def _shared(model: "torch.nn.Module", another: "torch.nn.Module") -> str | None:
+    """The first parameter to train that is one and the same in both; None if each has its own."""
+    trained = {id(parameter) for parameter in another.parameters() if parameter.requires_grad}
+    return next((name for name, parameter in model.named_parameters() if id(parameter) in trained), None)
 
 
 def _mixing_layers(model: "torch.nn.Module") -> Iterator[Finding]:

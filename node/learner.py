@@ -156,9 +156,11 @@ class PerExampleGradients:
     def __init__(self, task: Task) -> None:
         self._task = task
         with _authored(task):
-            self._model = task.model()
+            self._model = task.model().train()
             self._head = _only_head(self._model, task.signature.shape)
             self._front, self._rest = divided(self._model)
+            if any(hasattr(parameter, "grad_sample") for parameter in self._rest.parameters()):
+                raise TaskError(f"{task.name}: the model learns already: make a new one whenever it is asked for")
             self._wrapped = None if self._head else _wrap(self._rest)
         self.size = layout_of(self._model).size
 

@@ -124,6 +124,20 @@ def frozen() -> nn.Module:
     return linear().requires_grad_(False)
 
 
+class Shared(nn.Module):
+    """Every one of them has the same head."""
+
+    HEAD = nn.Linear(40, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.head = nn.Linear(40, 40), self.HEAD
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(nn.functional.hardtanh(self.own(x.flatten(1))))
+        return logits
+
+
 def missing() -> Any:
     raise FileNotFoundError("model.txt")
 
@@ -206,6 +220,9 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
         pytest.param(stack(nn.Flatten(), Buffered()), "layer 1", "keeps buffers", id="buffers"),
         pytest.param(Forgetful, "parameter unused.weight", "is it used in forward?", id="unused layer"),
         pytest.param(frozen, "model", "no parameter to train", id="nothing to train"),
+        pytest.param(
+            Shared, "model", "not made anew whenever it is asked for: parameter head.weight is that", id="a cached head"
+        ),
     ],
 )
 def test_a_model_that_cannot_learn_privately_is_explained(

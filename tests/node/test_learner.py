@@ -175,6 +175,25 @@ def test_gradients_are_those_of_each_example_alone(model: Any) -> None:
         np.testing.assert_allclose(gradients(weights), autograd(toy.model(), weights, examples), atol=1e-6)
 
 
+@pytest.mark.parametrize("model", [mlp, deep])
+def test_a_model_that_is_made_for_answering_learns_as_any_other(model: Any) -> None:
+    toy, answering = task(model), task(lambda: model().eval())
+    weights = weights_of(toy.model())
+    found = PerExampleGradients(answering).of(points(7))(weights)
+    np.testing.assert_array_equal(found, PerExampleGradients(toy).of(points(7))(weights))
+
+
+def test_a_model_that_learns_already_is_refused_as_a_second_one() -> None:
+    """Its gradients would be those of both."""
+    model = mlp()
+    cached = Task("toy", lambda: model, SIGNATURE, PrivacyUnit("point"), Training(learning_rate=0.7, examples=10), dict)
+    weights = weights_of(model)
+    found = PerExampleGradients(cached).of(points(7))(weights)
+    with pytest.raises(TaskError, match="toy: the model learns already: make a new one"):
+        PerExampleGradients(cached)
+    np.testing.assert_allclose(found, autograd(mlp(), weights, points(7)), atol=1e-6)
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.Dropout(0.5, inplace=True)])
 def test_what_is_drawn_at_random_is_drawn_at_every_step(layer: nn.Module) -> None:
     toy = task(lambda: nn.Sequential(nn.Flatten(), layer, nn.Linear(3, 3)))
