@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fleet.task import Task, Windows, divided, weights_of
+from fleet.task import Task, divided, weights_of
 from fleet.weights import Flat
 
 STEPS = 300
@@ -22,12 +22,13 @@ def warm_start(task: Task, seed: int, weight_decay: float = WEIGHT_DECAY) -> Fla
         torch.manual_seed(seed)
         model = task.model().train()
         if windows is not None and len(windows) > 0:
-            _fit(model, windows, torch.Generator().manual_seed(seed), weight_decay)
+            x = torch.from_numpy(task.signature.clipped(windows.x))
+            y = torch.from_numpy(windows.y).long()
+            _fit(model, x, y, torch.Generator().manual_seed(seed), weight_decay)
     return weights_of(model)
 
 
-def _fit(model: nn.Module, windows: Windows, generator: torch.Generator, weight_decay: float) -> None:
-    x, y = torch.from_numpy(windows.x), torch.from_numpy(windows.y).long()
+def _fit(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, weight_decay: float) -> None:
     front, rest = divided(model)
     with torch.no_grad():
         x = torch.cat([front(part.clone()) for part in torch.split(x, BATCH)])

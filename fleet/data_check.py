@@ -16,6 +16,7 @@ from fleet.settings import Settings
 from fleet.task import Recording, Task, Windows
 
 Count = Callable[[dict[str, Recording]], int]
+CLIPPED = 0.01  # of the readings, before it is said
 
 
 def check_data(task: Task, settings: Settings, taking_part: Count = len) -> Iterator[Finding]:
@@ -48,6 +49,8 @@ def _donor(task: Task, public: Any) -> Iterator[Finding]:
     problem = _no_windows(public) or _problem(task, public)
     if problem:
         yield failure("donor", problem)
+    else:
+        yield from _clipped(task, "donor", [public])
 
 
 def _recordings(
@@ -65,6 +68,7 @@ def _recordings(
     about = [finding for name, recording in recordings.items() for finding in _recording(task, name, recording)]
     yield from about
     if not any(finding.level == "error" for finding in about):
+        yield from _clipped(task, "devices", [part for seen in recordings.values() for part in (seen.train, seen.live)])
         yield from _undeclared_overlap(task, recordings)
         yield from _one_window_on_two_devices(recordings)
         yield from _streams(settings, [len(seen.live) for seen in recordings.values()])
@@ -153,6 +157,16 @@ def _problem(task: Task, windows: Windows) -> str | None:
         except InputError as error:
             return f"window {index}: {error}"
     return None
+
+
+def _clipped(task: Task, subject: str, parts: Sequence[Windows]) -> Iterator[Finding]:
+    """A spike may be clipped; a range that is too narrow takes away what there is to learn."""
+    signature = task.signature
+    outside = sum(int((signature.clipped(part.x) != part.x).sum()) for part in parts)
+    share = outside / max(sum(part.x.size for part in parts), 1)
+    if share > CLIPPED:
+        found = f"{share:.1%} of the readings lie outside {signature.low:g} to {signature.high:g}, and are clipped"
+        yield Finding("warning", subject, f"{found}: scale them, or widen the signature's low and high")
 
 
 def _undeclared_overlap(task: Task, recordings: dict[str, Recording]) -> Iterator[Finding]:

@@ -64,6 +64,10 @@ class Signature:
         if not np.isfinite(x).all():
             raise InputError(f"{self.input}: NaN or infinite values in the reading")
 
+    def clipped(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Examples ``(n, *shape)`` as the graph sees them: what is learned from is what is answered."""
+        return np.clip(x, self.low, self.high)
+
     def check_label(self, label: int) -> None:
         """Refuse a label that is not the index of a class.
 
@@ -97,6 +101,9 @@ class Windows:
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise TaskError(f"{len(self.x)} windows but {len(self.y)} labels")
+        for name, values in (("x", self.x), ("y", self.y)):
+            if isinstance(values, np.ndarray):  # torch takes no x[::-1]; what is no array is for check to say
+                object.__setattr__(self, name, np.ascontiguousarray(values))
 
     def __len__(self) -> int:
         return len(self.y)

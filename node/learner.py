@@ -182,7 +182,7 @@ class PerExampleGradients:
     def _of(self, examples: Windows) -> Gradients:
         import torch
 
-        x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+        x, y = torch.from_numpy(self._task.signature.clipped(examples.x)), torch.from_numpy(examples.y)
         if self._head:
             inputs = watched(self._model, self._head, x)[1][0][0].double().numpy()
             return _of_head(inputs, examples.y, self._head.out_features, bias=self._head.bias is not None)

@@ -38,18 +38,18 @@ def personalise(task: Task, weights: Flat, examples: Windows) -> Flat:
     trained = {name: parameter for name, parameter in model.named_parameters() if name in named}
     views: dict[torch.Tensor, Flat] = {parameter: named[name] for name, parameter in trained.items()}
     weight, bias = views[head.weight], None if head.bias is None else views[head.bias]
-    fitted = _fit(_inputs(model, head, examples), examples.y, weight, bias)
+    fitted = _fit(_inputs(model, head, task.signature.clipped(examples.x)), examples.y, weight, bias)
     weight[:] = fitted[:, : weight.shape[1]]
     if bias is not None:
         bias[:] = fitted[:, -1]
     return own
 
 
-def _inputs(model: "torch.nn.Module", head: "torch.nn.Module", examples: Windows) -> npt.NDArray[np.float64]:
-    """What the head sees of each example, ``(examples, inputs)``."""
+def _inputs(model: "torch.nn.Module", head: "torch.nn.Module", x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """What the head sees of each example of ``x``, ``(examples, inputs)``."""
     import torch
 
-    seen = watched(model, head, torch.from_numpy(examples.x))[1]
+    seen = watched(model, head, torch.from_numpy(x))[1]
     inputs: npt.NDArray[np.float64] = seen[0][0].double().numpy()
     return inputs
 

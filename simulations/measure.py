@@ -54,8 +54,9 @@ class _Bench:
         """Which windows the float32 model names rightly, ``(n,)``."""
         model = self.task.model().eval()
         set_weights(model, weights)
+        x = torch.from_numpy(self.task.signature.clipped(windows.x))
         with torch.no_grad():
-            named: npt.NDArray[np.bool_] = model(torch.from_numpy(windows.x)).argmax(1).numpy() == windows.y
+            named: npt.NDArray[np.bool_] = model(x).argmax(1).numpy() == windows.y
         return named
 
 
@@ -69,11 +70,12 @@ def _bench(task: Task, recordings: dict[str, Recording]) -> _Bench:
         return _Bench(task, first, recordings, only_head=False)
 
     def inputs(windows: Windows) -> Windows:
-        seen = watched(model, head, torch.from_numpy(windows.x))[1]
+        seen = watched(model, head, torch.from_numpy(task.signature.clipped(windows.x)))[1]
         return Windows(seen[0][0].numpy(), windows.y)
 
     small = torch.nn.Sequential(head)
-    signature = replace(task.signature, shape=(head.in_features,))
+    most = float(np.finfo(np.float32).max)  # what goes into a head has bounds of its own
+    signature = replace(task.signature, shape=(head.in_features,), low=-most, high=most)
     return _Bench(
         replace(task, model=lambda: small, signature=signature),  # whoever asks for it sets its weights
         first,

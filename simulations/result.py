@@ -166,7 +166,7 @@ def _agreement(world: World, artifact: bytes, serving: Release, sets: list[Windo
     model = world.task.model().eval()
     set_weights(model, world.coordinator.bases.master(world.coordinator.bases[serving.base]))
     with torch.no_grad():
-        exact = model(torch.from_numpy(windows.x)).argmax(1).numpy()
+        exact = model(torch.from_numpy(world.task.signature.clipped(windows.x))).argmax(1).numpy()
     return float((_labels(artifact, windows) == exact).mean())
 
 

@@ -102,7 +102,7 @@ def accuracy(task: Task, weights: Flat, windows: Windows) -> float:
     model = task.model().eval()
     set_weights(model, weights)
     with torch.no_grad():
-        labels = model(torch.from_numpy(windows.x)).argmax(1).numpy()
+        labels = model(torch.from_numpy(task.signature.clipped(windows.x))).argmax(1).numpy()
     return float((labels == windows.y).mean())
 
 

@@ -55,6 +55,18 @@ def test_labels_of_any_whole_kind_give_the_same_weights() -> None:
     assert np.array_equal(warm_start(short, seed=1), warm_start(TASK, seed=1))
 
 
+def test_a_reading_outside_the_range_counts_as_its_nearest_end() -> None:
+    assert TASK.donor
+    public = TASK.donor()
+
+    def model() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(600, 7))
+
+    narrow = replace(TASK, model=model, signature=replace(TASK.signature, low=-0.5, high=0.5))
+    clipped = replace(narrow, donor=lambda: Windows(public.x.clip(-0.5, 0.5), public.y))
+    assert np.array_equal(warm_start(narrow, seed=1), warm_start(clipped, seed=1))
+
+
 def test_a_front_that_works_in_place_leaves_the_donors_windows_as_they_are() -> None:
     assert TASK.donor
     public, before = TASK.donor(), TASK.donor().x.copy()

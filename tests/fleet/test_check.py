@@ -308,6 +308,20 @@ def test_a_donor_that_release_0_cannot_be_fitted_to_is_one_line(donor: Callable[
     assert message in finding.message
 
 
+@pytest.mark.parametrize(("scale", "said"), [(1.0, None), (2.0, "50.5%"), (20.0, "94.9%")])
+def test_readings_outside_the_range_are_warned_of_with_their_share(scale: float, said: str | None) -> None:
+    far = Windows(windows().x * np.float32(scale), windows().y)
+    fleet = task(devices=device(far, Windows(LATER * np.float32(scale), np.zeros(80, np.int64))))
+    found = check(replace(fleet, donor=lambda: far), SETTINGS, content)
+    assert [(f.level, f.subject) for f in found] == ([("warning", "donor"), ("warning", "devices")] if said else [])
+    assert all("of the readings lie outside -3 to 3, and are clipped" in f.message for f in found)
+    assert said is None or said in found[1].message
+
+
+def test_a_spike_that_is_clipped_is_not_worth_a_warning() -> None:
+    assert check(task(devices=device(replaced(100.0))), SETTINGS, content) == []
+
+
 def test_a_donor_shares_what_it_likes_and_may_be_empty() -> None:
     for public in (windows(5), Windows(windows().x[:0], windows().y[:0])):
         assert check(replace(task(), donor=lambda public=public: public), SETTINGS, content) == []
@@ -326,9 +340,9 @@ def test_overlapping_windows_need_their_number_declared(stride: int, group: int)
 def test_a_device_without_training_windows_hides_no_overlap_and_no_window_on_two_devices() -> None:
     fleet = device(windows(10))()
     fleet["d5"].live.x[3] = fleet["d2"].train.x[7]
-    fleet["late"] = Recording("p9", Windows(windows().x[:0], windows().y[:0]), Windows(LATER + 1, fleet["d0"].live.y))
+    fleet["late"] = Recording("p9", Windows(windows().x[:0], windows().y[:0]), Windows(LATER / 2, fleet["d0"].live.y))
     found = check(task(devices=lambda: fleet), SETTINGS, content)
-    assert [(f.level, f.subject) for f in found[:3]] == [
+    assert [(f.level, f.subject) for f in found if f.subject.startswith("device ")] == [
         ("warning", "device late, train"),
         ("error", "device d0"),
         ("error", "device d5"),

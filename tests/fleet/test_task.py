@@ -96,6 +96,22 @@ def test_a_reading_that_is_not_what_the_task_takes_is_refused(x: Any, said: str)
         SIGNATURE.check(x)
 
 
+def test_windows_in_any_order_of_memory_are_what_torch_takes() -> None:
+    x, y = np.arange(24, dtype=np.float32).reshape(4, 2, 3), np.arange(4)
+    backwards, turned = Windows(x[::-1], y[::-1]), Windows(x[:, ::-1, ::-1], y)
+    assert torch.from_numpy(backwards.x)[0].tolist() == x[3].tolist()
+    assert torch.from_numpy(backwards.y).tolist() == [3, 2, 1, 0]
+    assert torch.from_numpy(turned.x)[0].ravel().tolist() == [5, 4, 3, 2, 1, 0]
+    assert Windows(x, y).x is x
+
+
+def test_readings_are_clipped_to_the_range_as_in_the_graph() -> None:
+    narrow = replace(SIGNATURE, low=-0.1, high=0.3)
+    found = narrow.clipped(np.array([-5, -0.1, 0.2, 5], np.float32))
+    assert found.dtype == np.float32
+    assert found.tolist() == np.array([-0.1, -0.1, 0.2, 0.3], np.float32).tolist()
+
+
 @pytest.mark.parametrize("label", [-1, 2])
 def test_a_label_that_is_no_class_is_refused(label: int) -> None:
     with pytest.raises(InputError, match="classes 0 to 1"):

@@ -175,6 +175,15 @@ def test_gradients_are_those_of_each_example_alone(model: Any) -> None:
         np.testing.assert_allclose(gradients(weights), autograd(toy.model(), weights, examples), atol=1e-6)
 
 
+@pytest.mark.parametrize("model", [mlp, deep, Front])
+def test_a_gradient_is_taken_where_the_graph_clips_a_reading_to(model: Any) -> None:
+    toy, inside = task(model), points(7)
+    weights = weights_of(toy.model())
+    far, clipped = Windows(3 * inside.x, inside.y), Windows((3 * inside.x).clip(-1, 1), inside.y)
+    source = PerExampleGradients(toy)
+    np.testing.assert_array_equal(source.of(far)(weights), source.of(clipped)(weights))
+
+
 @pytest.mark.parametrize("model", [mlp, deep])
 def test_a_model_that_is_made_for_answering_learns_as_any_other(model: Any) -> None:
     toy, answering = task(model), task(lambda: model().eval())

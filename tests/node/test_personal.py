@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_its_steps_are_full_batch_gradient_steps(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_no_step_is_too_long_whatever_the_size_of_the_inputs(scale: float) -> None:
-    toy = task(lambda: nn.Linear(3, 3))
+    toy = replace(task(lambda: nn.Linear(3, 3)), signature=replace(SIGNATURE, low=-scale, high=scale))
     examples = Windows((points().x * scale).astype(np.float32), points().y)
     before = np.zeros(12, np.float32)
     assert loss(toy, personalise(toy, before, examples), examples) <= loss(toy, before, examples)
@@ -109,6 +110,14 @@ def test_the_same_arguments_give_the_same_weights() -> None:
     before = weights_of(toy.model())
     first, second = (personalise(toy, before, points()) for _ in range(2))
     assert np.array_equal(first, second)
+
+
+def test_a_reading_outside_the_range_counts_as_its_nearest_end() -> None:
+    toy = task()
+    before, x = weights_of(toy.model()), points().x
+    far = Windows(3 * x, points().y)
+    clipped = Windows((3 * x).clip(-1, 1), points().y)
+    assert np.array_equal(personalise(toy, before, far), personalise(toy, before, clipped))
 
 
 def test_without_examples_nothing_moves() -> None:

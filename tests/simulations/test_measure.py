@@ -45,6 +45,16 @@ def test_a_bench_is_right_where_the_whole_model_is(model: Model, only_head: bool
     assert (bench.first == weights_of(task.model())).all(), "a device alone begins where the task does"
 
 
+def test_a_bench_sees_readings_clipped_and_what_goes_into_a_head_whole() -> None:
+    narrow = replace(smartwatch("features"), signature=replace(smartwatch("features").signature, low=-0.5, high=0.5))
+    far = windows(20)
+    near = replace(far, x=far.x.clip(-0.5, 0.5))
+    bench = _bench(narrow, {"far": Recording("p", far, far), "near": Recording("p", near, near)})
+    seen = bench.recordings["far"].live.x
+    assert np.array_equal(seen, bench.recordings["near"].live.x)
+    assert np.array_equal(bench.task.signature.clipped(seen * 100), seen * 100)
+
+
 def test_windows_right_are_counted_by_device() -> None:
     parts = {"a": windows(3), "b": windows(0), "c": windows(2)}
     assert len(Windows.joined(parts.values())) == 5
