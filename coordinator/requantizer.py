@@ -121,6 +121,7 @@ def _plan(model: onnx.ModelProto, layout: Layout, task: Task) -> _Plan:
         if node.op_type not in QUANTIZED or node.input[1] not in parameters:
             continue
         _check_unshared(node, known, parameters)
+        _check_channels(node, layout)
         before, after = known.of(node.input[0]), known.needed(node.output[0])
         if before is None or (after is None and not _may_leave_float(node, graph)):
             weight_only.append(node.name)
@@ -156,6 +157,12 @@ def _check_unshared(node: onnx.NodeProto, known: Ranges, parameters: set[str]) -
     for name in node.input[1:]:
         if name in parameters and len(known.readers(name)) != 1:
             raise TaskError(f"parameter {name} is shared by {len(known.readers(name))} layers; give each its own")
+
+
+def _check_channels(node: onnx.NodeProto, layout: Layout) -> None:
+    name, shape = node.input[1], layout.shapes[layout.names.index(node.input[1])]
+    if len(shape) < 2:
+        raise TaskError(f"parameter {name} is multiplied as a vector: give it the shape {(*shape, 1)}, or use Linear")
 
 
 def _quantize_static(model: onnx.ModelProto, plan: _Plan) -> onnx.ModelProto:

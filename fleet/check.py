@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from fleet.data_check import Count, check_data
-from fleet.errors import TaskError
-from fleet.finding import Finding, failure
+from fleet.errors import MissingExtraError, TaskError
+from fleet.finding import Finding, failure, said
 from fleet.model_check import check_model
 from fleet.settings import Settings
 from fleet.settings_check import check_settings
@@ -36,5 +36,9 @@ def _registration(task: Task, register: Register) -> Iterator[Finding]:
     try:
         for message in register(task, weights_of(task.model())):
             yield Finding("warning", "quantizer", message)
+    except MissingExtraError:
+        raise
     except TaskError as error:
         yield failure("quantizer", str(error))
+    except Exception as error:  # noqa: BLE001 - what exports and quantizes may raise anything at a graph it never saw
+        yield failure("quantizer", f"fails: {said(error)}")

@@ -265,6 +265,16 @@ class Scaled(nn.Module):
         return x.flatten(1)[:, :4] * self.gain
 
 
+class Vector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.weight = nn.Linear(120, 4), nn.Parameter(torch.ones(120))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(x.flatten(1)) + (x.flatten(1) @ self.weight).unsqueeze(1)
+        return logits
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -307,6 +317,7 @@ class FrozenBias(nn.Module):
         pytest.param(
             lambda: nn.Sequential(nn.Linear(40, 4), nn.Flatten()), "flatten before it", id="transposed weight"
         ),
+        pytest.param(Vector, r"parameter weight is multiplied as a vector: .* \(120, 1\)", id="a vector"),
         pytest.param(Scaled, "nothing to quantize", id="no layer"),
         pytest.param(
             Branching,

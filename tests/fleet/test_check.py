@@ -504,6 +504,12 @@ def test_what_the_quantizer_says_is_passed_on() -> None:
     def refuse(task: Task, weights: Flat) -> Sequence[str]:
         raise TaskError("operator Foo is not supported")
 
+    def fail(task: Task, weights: Flat) -> Sequence[str]:
+        raise IndexError("axis 1 is out of bounds\nfor an array")
+
+    assert check(task(), SETTINGS, fail) == [
+        Finding("error", "quantizer", "fails: IndexError: axis 1 is out of bounds"),
+    ]
     assert check(task(), SETTINGS, unsure) == [
         Finding("warning", "quantizer", "watch: unbounded before 123 weights"),
     ]
