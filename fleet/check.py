@@ -12,19 +12,26 @@ from fleet.task import Task, weights_of
 from fleet.weights import Flat
 
 Register = Callable[[Task, Flat], Sequence[str]]
+Answer = Callable[[Task], Sequence[str]]
 
 
-def check(task: Task, settings: Settings, register: Register, taking_part: Count = len) -> list[Finding]:
+def check(
+    task: Task, settings: Settings, register: Register, taking_part: Count = len, answer: Answer = lambda _: ()
+) -> list[Finding]:
     """Everything that is wrong with the task, its model, its data and the settings; empty if nothing is.
 
     ``register`` exports and quantizes the task as the coordinator will, and returns its warnings; it raises
     ``TaskError`` for what it refuses, and is not asked when the model already failed. ``taking_part`` is how many of
-    the task's devices make up the fleet.
+    the task's devices make up the fleet. ``answer`` says what of the artifact's answers is wrong; it is asked where
+    nothing else is.
     """
     model = list(check_model(task))
-    if not any(finding.level == "error" for finding in model):
-        model += _registration(task, register)
-    return [*model, *check_run(task, settings, taking_part)]
+    if _fit(model):
+        model += _quantizer(lambda: register(task, weights_of(task.model())))
+    run = check_run(task, settings, taking_part)
+    if _fit([*model, *run]):
+        model += _quantizer(lambda: answer(task))
+    return [*model, *run]
 
 
 def check_run(task: Task, settings: Settings, taking_part: Count = len) -> list[Finding]:
@@ -32,9 +39,13 @@ def check_run(task: Task, settings: Settings, taking_part: Count = len) -> list[
     return [*check_data(task, settings, taking_part), *check_settings(task, settings)]
 
 
-def _registration(task: Task, register: Register) -> Iterator[Finding]:
+def _fit(findings: list[Finding]) -> bool:
+    return not any(finding.level == "error" for finding in findings)
+
+
+def _quantizer(ask: Callable[[], Sequence[str]]) -> Iterator[Finding]:
     try:
-        for message in register(task, weights_of(task.model())):
+        for message in ask():
             yield Finding("warning", "quantizer", message)
     except MissingExtraError:
         raise

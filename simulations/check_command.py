@@ -24,16 +24,16 @@ def check(
         raise UsageError("--fold chooses the built-in task's donor, but fleet.toml here names a task; leave one out")
     check_installed()
     try:
-        from coordinator.requantizer import register
         from coordinator.strategy import ServerStep
         from fleet.check import check as findings_of
         from fleet.finding import Finding
+        from simulations.once import answers, registration
         from simulations.scenario import Wish, configured
     except ImportError as error:
         raise MissingExtraError(f"{error.name} is missing: pip install 'edgefleet[simulate]'") from error
     with redirect_stdout(sys.stderr):  # what a task's code prints is no finding
         task_, settings = configured(Wish(config, "features" if model is None else model, fold))
-        findings = findings_of(task_, settings, lambda task, weights: register(task, weights).warnings)
+        findings = findings_of(task_, settings, lambda task, _: registration(task).warnings, answer=answers)
     try:
         ServerStep(settings.round)
     except SettingsError as error:

@@ -1,6 +1,6 @@
 """What one process needs to find out only once, however many simulated coordinators and nodes want to know it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from fleet.signing import sha256
 from fleet.task import Task, weights_of
 from fleet.weights import Flat
 from node.admission import Admit, admit
+from simulations.agreement import disagreement
 
 _REGISTERED: dict[Task, Registration] = {}
 
@@ -24,6 +25,11 @@ def registration(task: Task, proof: Callable[[], bytes | None] = lambda: None) -
     if task not in _REGISTERED:
         _REGISTERED[task] = register(task, weights_of(task.model()), proof)
     return _REGISTERED[task]
+
+
+def answers(task: Task, seed: int = 0) -> Sequence[str]:
+    """What is wrong with the answers of release 0's artifact."""
+    return disagreement(task, registration(task).template, first_weights(task, seed))
 
 
 @cache

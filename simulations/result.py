@@ -15,11 +15,12 @@ from fleet.errors import TrustError
 from fleet.quantization import Template
 from fleet.release import Release, release_path, template_path
 from fleet.signing import sha256
-from fleet.task import Recording, Windows, set_weights
+from fleet.task import Recording, Windows
 from node.floors import SqliteFloors
 from node.installer import FolderFetcher, Installer
 from node.promotion import Stage
 from node.slots import Slots
+from simulations.agreement import agreement
 from simulations.world import Device, World
 
 SCHEMA = 1
@@ -160,14 +161,8 @@ def _accuracy(artifact: bytes, windows: Windows) -> float:
 
 def _agreement(world: World, artifact: bytes, serving: Release, sets: list[Windows]) -> float:
     """int8 beside float32: the artifact, and the torch model with the master it was quantized from."""
-    import torch
-
-    windows = Windows.joined(sets)
-    model = world.task.model().eval()
-    set_weights(model, world.coordinator.bases.master(world.coordinator.bases[serving.base]))
-    with torch.no_grad():
-        exact = model(torch.from_numpy(world.task.signature.clipped(windows.x))).argmax(1).numpy()
-    return float((_labels(artifact, windows) == exact).mean())
+    master = world.coordinator.bases.master(world.coordinator.bases[serving.base])
+    return agreement(world.task, master, artifact, Windows.joined(sets).x)
 
 
 def _active(device: Device) -> int:

@@ -138,9 +138,15 @@ def _findings(task_: Task, settings: Settings, wish: Wish, taking_part: Count) -
     if not wish.config:
         known = {"release.probation_windows", "live streams"} | ({"release.waves"} if wish.story else set())
         return [finding for finding in check_run(task_, settings, taking_part) if finding.subject not in known]
-    from simulations.once import registration
+    from simulations.once import answers, registration
 
-    return check(task_, settings, lambda task, weights: registration(task).warnings, taking_part)
+    return check(
+        task_,
+        settings,
+        lambda task, weights: registration(task).warnings,
+        taking_part,
+        lambda task: answers(task, wish.seed),
+    )
 
 
 def _roles(recordings: Recordings, wish: Wish, away: str) -> tuple[Recordings, Recordings]:

@@ -167,7 +167,8 @@ def test_the_group_privacy_figures_are_computed() -> None:
 
 
 def test_check_says_what_the_page_quotes() -> None:
-    places = [*(ROOT / "fleet").glob("*_check.py"), ROOT / "coordinator" / "requantizer.py"]
+    others = ("coordinator/requantizer.py", "simulations/agreement.py")
+    places = [*(ROOT / "fleet").glob("*_check.py"), *(ROOT / other for other in others)]
     source = "".join(path.read_text(encoding="utf-8") for path in places)
     section = PAGES["your-own-task.md"].split("## What `check` says")[1].split("\n## ")[0]
     quoted = [re.findall(r"`([^`]+)`", message)[0] for message, _ in rows(section)]

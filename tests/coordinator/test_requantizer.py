@@ -1,7 +1,9 @@
 """A patched template is byte for byte what a fresh export and quantization gives; what cannot be so is refused."""
 
 import logging
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,11 +17,13 @@ from torch import nn
 from coordinator.exporter import canonical, export, write_parameters
 from coordinator.golden import golden_inputs
 from coordinator.requantizer import Registration, fresh, quantize_model, register
+from coordinator.warm_start import warm_start
 from fleet.artifact import golden_digest, logits, open_session
 from fleet.errors import TaskError
 from fleet.quantization import Bias, Plain, Template, Weight
-from fleet.task import PrivacyUnit, Signature, Task, Training, set_weights, weights_of
+from fleet.task import PrivacyUnit, Signature, Task, Training, Windows, set_weights, weights_of
 from fleet.weights import Flat, Layout
+from simulations.agreement import disagreement
 from simulations.smartwatch import Model, smartwatch
 
 SHAPE = (3, 40)
@@ -49,6 +53,19 @@ class Cnn(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.max_pool1d(nn.functional.hardtanh(self.first(x.clamp(-4, 4))), 2)
         logits: torch.Tensor = self.head(nn.functional.hardtanh(self.second(x)).mean(-1))
+        return logits
+
+
+class Normalised(nn.Module):
+    """Never larger than one, but all that the graph shows is a division by a thousandth or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(120, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        logits: torch.Tensor = self.head(x / (x.abs().amax(1, keepdim=True) + 1e-3))
         return logits
 
 
@@ -161,6 +178,33 @@ def test_int8_agrees_with_float32(name: str) -> None:
     exact = logits(open_session(export_float(task(MODELS[name]), weights)), readings(1000, seed=2))
     quantized = logits(open_session(template.artifact(template.quantize(weights))), readings(1000, seed=2))
     assert (exact.argmax(1) == quantized.argmax(1)).mean() >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("model", "most", "told"),
+    [
+        pytest.param(mlp, 4.0, False, id="fit"),
+        pytest.param(mlp, 4e4, True, id="a signature far wider than the readings"),
+        pytest.param(Normalised, 4.0, True, id="a division that the graph does not bound"),
+    ],
+)
+def test_ranges_that_leave_int8_no_digits_are_told_from_the_donors_windows(
+    model: Callable[[], nn.Module], most: float, told: bool
+) -> None:
+    torch.manual_seed(0)
+    public = Windows(readings(200), np.arange(200) % 4)
+    activity = task(model)
+    wide = replace(activity, donor=lambda: public, signature=replace(activity.signature, low=-most, high=most))
+    weights = warm_start(wide, seed=0)
+    template = register(wide, weights).template
+    assert [agreed(said) < 0.9 for said in disagreement(wide, template, weights)] == [True] * told
+    assert disagreement(replace(wide, donor=None), template, weights) == ()
+
+
+def agreed(said: str) -> float:
+    found = re.match(r"int8 and float32 name the same class in (\d+)% of the donor's windows: ", said)
+    assert found
+    return int(found[1]) / 100
 
 
 @models

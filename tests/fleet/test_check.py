@@ -516,6 +516,13 @@ def test_what_the_quantizer_says_is_passed_on() -> None:
     assert check(task(), SETTINGS, refuse) == [Finding("error", "quantizer", "operator Foo is not supported")]
 
 
+def test_answers_are_asked_about_where_nothing_is_wrong_before() -> None:
+    asked = task(devices=device(replaced(np.nan)))
+    said = Finding("warning", "quantizer", "watch answers otherwise")
+    assert check(task(), SETTINGS, content, answer=lambda task: (f"{task.name} answers otherwise",)) == [said]
+    assert said not in check(asked, SETTINGS, content, answer=lambda task: (f"{task.name} answers otherwise",))
+
+
 def test_a_broken_model_is_not_sent_to_the_quantizer() -> None:
     def never(task: Task, weights: Flat) -> Sequence[str]:
         raise AssertionError("asked")

@@ -17,6 +17,7 @@ from fleet.check import check
 from fleet.errors import UsageError
 from fleet.output import Format
 from simulations.init_command import init, write
+from simulations.once import answers
 
 
 def test_a_new_folder_has_a_task_settings_and_the_next_steps(
@@ -43,7 +44,7 @@ def test_the_task_it_writes_works_as_it_is(tmp_path: Path) -> None:
     chosen = settings.load(tmp_path / "mine" / "fleet.toml", environment={})
     digits = task.load(chosen.task.file, tmp_path / "mine")
     assert len(digits.devices()) == 12
-    assert check(digits, chosen, lambda task, weights: register(task, weights).warnings) == []
+    assert check(digits, chosen, lambda task, weights: register(task, weights).warnings, answer=answers) == []
 
 
 def test_the_task_it_writes_learns(tmp_path: Path) -> None:
