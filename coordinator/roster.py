@@ -11,7 +11,9 @@ from coordinator.tables import nodes, nonces
 from fleet.enrolment import NAME
 from fleet.errors import RefusedError, TamperedError
 
-MOST_NONCES = 100  # of one node at a time: each costs a durable write; a node's every errand asks for its own token
+MOST_NONCES = (
+    1000  # of one node at a time: each costs a durable write, and every errand of a node asks for its own token
+)
 
 
 @dataclass(frozen=True, slots=True)

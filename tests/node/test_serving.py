@@ -327,7 +327,7 @@ def test_a_trial_does_not_end_before_the_newer_release_is_in_hand(node: Node) ->
 @pytest.mark.parametrize(
     ("waves", "stage"), [(1, Stage.PROBATION), (0, Stage.REJECTED)], ids=["it goes on to its end", "it is superseded"]
 )
-def test_a_wave_that_opens_while_a_newer_release_is_fetched_begins_a_trial(
+def test_a_trial_whose_wave_opens_while_a_newer_release_is_fetched_goes_on(
     node: Node, monkeypatch: pytest.MonkeyPatch, waves: int, stage: Stage
 ) -> None:
     """A child pulls, and the node's own process settles meanwhile."""
