@@ -3,6 +3,7 @@
 Data are shared where they are the same bit for bit: what was filtered or standardised window by window is not seen.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
@@ -33,7 +34,7 @@ def on_two_devices(x: Mapping[str, npt.NDArray[np.float32]]) -> tuple[str, str] 
 def _windows_per_stretch(x: npt.NDArray[np.float32]) -> int:
     """In how many of the windows ``(n, ..., time)`` the most repeated moment lies; 1 if none share data."""
     links: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for earlier, later, shift in _overlaps(x.reshape(len(x), -1, x.shape[-1])):
+    for earlier, later, shift in _overlaps(x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])):
         links[earlier].append((later, shift))
         links[later].append((earlier, -shift))
     start: dict[int, int] = {}  # of each window, on one clock for all that hang together

@@ -239,7 +239,7 @@ class Serving:
         active, previous = self._in_service()
         if active is None:
             return
-        back = [number for number in sorted(self._stages.kept(), reverse=True) if number <= (previous or -1)]
+        back = [n for n in sorted(self._stages.kept(), reverse=True) if previous is not None and n <= previous]
         candidate = self._stages.candidate()
         watching = [candidate[0]] if candidate and candidate[1] in UNHEARD else []
         if candidate and candidate[1] is Stage.PROBATION:

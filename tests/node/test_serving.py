@@ -129,6 +129,19 @@ def test_a_release_is_promoted_in_its_wave_and_committed_after_its_probation(nod
     assert node.serving.rival is None
 
 
+def test_the_first_release_of_all_is_a_way_back_too(tmp_path: Path, toy: Any) -> None:
+    """Its number is 0."""
+    node = Node(tmp_path, toy)
+    toy.put(0)
+    node.serving.provision(toy, 0)
+    rollout = node.offer(1, EVERYBODY, right=False, quota=100)
+    assert node.serving.rival is not None
+    assert (node.says(), node.serving.rival.release, node.slots.pointer()) == (1, 0, Pointer(1, 0))
+    node.live(30, rollout)
+    assert (node.says(), node.stage(1)) == (0, Stage.ROLLED_BACK)
+    node.store.close()
+
+
 def test_a_broken_release_is_vetoed_in_shadow_and_never_answered(node: Node) -> None:
     rollout = node.offer(2, right=False)
     for _ in range(30):

@@ -18,7 +18,7 @@ from fleet.errors import TrustError
 from fleet.signing import sha256
 from node import keys
 from tests.node.conftest import Toy
-from tests.transports.networks import REFERENCE, InProcess, Node
+from tests.transports.networks import REFERENCE, SETTINGS, InProcess, Node
 from tests.transports.stock_network import ENVIRONMENT, Stock, certificates, kill, running, supernode
 
 FLEET_TOML = f"""
@@ -74,7 +74,7 @@ def test_two_stock_supernodes_and_a_stock_superlink_play_a_round(tmp_path: Path,
                 kill(process)
         log = (folder / "superlink.log").read_text()
     with ExitStack() as stack:
-        ended = InProcess(folder, toy, stack)
+        ended = OneRound(folder, toy, stack)
         rounds = ended.coordinator.registry.rounds
         [round_] = rounds.all()
         assert round_.state is RoundState.CLOSED, log[-3000:]
@@ -103,10 +103,16 @@ def fail_beside_a_fleet(place: Path, toy: Toy) -> None:
         raise ZeroDivisionError
 
 
+class OneRound(InProcess):
+    """A fleet whose plan is over after a round, and with it a run of Flower's."""
+
+    settings = SETTINGS.changed(round={"rounds": 1})
+
+
 def enrolled(place: Path, toy: Toy, port: int) -> list[Node]:
     """Two nodes that joined while the coordinator was served otherwise, at the address that it will have again."""
     with ExitStack() as stack:
-        network = InProcess(place / "coordinator", toy, stack, port=port)
+        network = OneRound(place / "coordinator", toy, stack, port=port)
         nodes = [network.join(name) for name in ("anna", "ben")]
     (place / "coordinator" / "fleet.toml").write_text(FLEET_TOML)
     return nodes
