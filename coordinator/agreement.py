@@ -1,4 +1,4 @@
-"""What a fleet was enrolled under: its nodes go by these settings for life, so the coordinator must too."""
+"""What a fleet was enrolled under: its nodes keep this task and these settings for life, so the coordinator must."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,14 @@ from typing import Any
 from fleet import durable
 from fleet.errors import SettingsError, TamperedError
 from fleet.settings import Settings
+from fleet.task import Task
 
 # What nodes read of what they were welcomed with, and the step whose memory lies beside every base.
 ROUND = ("rounds", "max_staleness", "server_step")
 
 
-def keep_to(path: Path, settings: Settings, *, enrolled: bool) -> None:
-    """Refuse settings other than those on record at ``path``, once nodes are enrolled; until then, put these there.
+def keep_to(path: Path, task: Task, settings: Settings, *, enrolled: bool) -> None:
+    """Refuse other than what is on record at ``path``, once nodes are enrolled; until then, put this there.
 
     A folder that has nodes and no record, made by an edgefleet that kept none, takes what it finds.
 
@@ -21,7 +22,7 @@ def keep_to(path: Path, settings: Settings, *, enrolled: bool) -> None:
         SettingsError: Says which setting is another, and both values.
         TamperedError: The record cannot be read.
     """
-    now = _agreed(settings)
+    now = _agreed(task, settings)
     known = _read(path) if path.exists() else {}
     for name, value in now.items():
         if enrolled and (then := known.get(name, value)) != value:
@@ -33,10 +34,13 @@ def keep_to(path: Path, settings: Settings, *, enrolled: bool) -> None:
         durable.write(path, json.dumps(now, indent=1).encode())
 
 
-def _agreed(settings: Settings) -> dict[str, Any]:
+def _agreed(task: Task, settings: Settings) -> dict[str, Any]:
+    parts = {f"task.{part}": fields for part, fields in task.spec().items() if part != "name"}
     written = settings.to_json()
-    privacy = {f"privacy.{name}": value for name, value in written["privacy"].items()}
-    return privacy | {f"round.{name}": written["round"][name] for name in ROUND}
+    parts |= {"privacy": written["privacy"], "round": {name: written["round"][name] for name in ROUND}}
+    agreed = {f"{part}.{name}": value for part, fields in parts.items() for name, value in fields.items()}
+    read_again: dict[str, Any] = json.loads(json.dumps({"task.name": task.name} | agreed))
+    return read_again
 
 
 def _read(path: Path) -> dict[str, Any]:

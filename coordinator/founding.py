@@ -38,7 +38,7 @@ def found(
         warm_start: The weights of release 0, shape ``(size,)`` float32; called once, too.
 
     Raises:
-        SettingsError: They are others than those under which the folder's nodes were enrolled.
+        SettingsError: Task or settings are others than those under which the folder's nodes were enrolled.
         TaskError: The task's model has other parameters than the one that the folder began with.
         TamperedError: A key, or the record of these settings, cannot be read.
         TrustError: The template cannot be read.
@@ -57,7 +57,7 @@ def found(
         record=record,
     )
     enrolled = bool(coordinator.registry.roster.entries())
-    keep_to(folder / "agreed.json", settings, enrolled=enrolled)
+    keep_to(folder / "agreed.json", task, settings, enrolled=enrolled)
     coordinator.begin(warm_start)
     return coordinator, repository
 

@@ -56,8 +56,8 @@ def judge(
 
     The shadow evidence is looked at once, when all have reported or patience is over: lacking or against, the old
     model stays. A wave is followed by the next when a quorum of the exposed nodes has reported, or half of them have
-    and patience is over, unless their evidence says that the release is worse. Where more stay silent, they may be so
-    because of the release: the rollout halts. A wave that exposes nobody stays as it is.
+    and patience is over, unless their evidence says that the release is worse. Where fewer than both did, they may be
+    silent because of the release: the rollout halts. A wave that exposes nobody stays as it is.
     """
     if state.phase not in RUNNING or state.paused or not _is_ripe(state, evidence.reports, asked, settings, now):
         return state

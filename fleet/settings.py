@@ -113,7 +113,7 @@ class ReleaseSettings:
 
     def quorum(self, exposed: int) -> int:
         """How many reports are a quorum of a wave of so many nodes."""
-        return math.ceil(self.wave_quorum * exposed - 1e-9)  # 0.55 * 20 is a little more than 11 in floating point
+        return max(1, math.ceil(self.wave_quorum * exposed - 1e-9))  # 0.55 * 20 is a little over 11
 
 
 @dataclass(frozen=True, slots=True)

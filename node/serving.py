@@ -239,13 +239,18 @@ class Serving:
         active, previous = self._in_service()
         if active is None:
             return
-        back = [n for n in sorted(self._stages.kept(), reverse=True) if previous is not None and n <= previous]
+        back = [] if previous is None else self._ways_back(previous)
         candidate = self._stages.candidate()
         watching = [candidate[0]] if candidate and candidate[1] in UNHEARD else []
         if candidate and candidate[1] is Stage.PROBATION:
             watching = back
         answering, rival = self._opened(active, *back), self._opened(*watching)
         self.active, self.rival = answering, None if rival is answering else rival
+
+    def _ways_back(self, newest: int) -> list[int]:
+        """Releases up to ``newest`` that nothing here takes back, the newest first."""
+        kept = sorted(self._stages.kept(), reverse=True)
+        return [n for n in kept if n <= newest and not any(self._takes_back(m, n) for m in kept if m > n)]
 
     def _in_service(self) -> tuple[int | None, int | None]:
         """The release that answers, and the one to go back to: the one before it, unless it takes that one back."""
@@ -254,9 +259,14 @@ class Serving:
         return active, None if back else previous
 
     def _takes_back(self, number: int, other: int) -> bool:
-        """Whether ``number`` is the withdrawal of ``other``, which then is no way back."""
-        release = self._manifest(number)
-        return release is not None and 0 < release.withdraws == other  # 0 withdraws nothing, release 0 neither
+        """Whether ``number`` is the withdrawal of ``other``, which then is no way back.
+
+        A withdrawal of a later release that goes back further than ``other`` says that it was withdrawn as well.
+        """
+        release, taken = self._manifest(number), self._manifest(other)
+        if release is None or other > release.withdraws or not release.withdraws:  # 0 withdraws nothing
+            return False
+        return other == release.withdraws or (taken is not None and taken.base > release.base)
 
     def _opened(self, *numbers: int | None) -> Predictor | None:
         """The first of these releases whose bytes were not damaged on the disk."""

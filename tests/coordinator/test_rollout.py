@@ -85,6 +85,7 @@ def test_what_the_evidence_calls_for(
         pytest.param(0.4, 16, 6, LATE, Phase.HALTED, id="below it when patience is over"),
         pytest.param(0.55, 20, 11, SOON, Phase.DONE, id="0.55 of 20 is 11"),
         pytest.param(0.55, 20, 10, SOON, Phase.WAVE, id="10 of 20 are fewer"),
+        pytest.param(1e-10, 16, 0, SOON, Phase.WAVE, id="no quorum is nobody"),
         pytest.param(0.75, 0, 0, LATE, Phase.WAVE, id="a wave that exposes nobody"),
     ],
 )

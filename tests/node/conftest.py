@@ -68,7 +68,14 @@ class Toy:
         return layout_of(self.task.model()).flatten(values)
 
     def made(
-        self, number: int, *, right: bool = True, withdraws: int = 0, like: int = 0, quota: int = 2
+        self,
+        number: int,
+        *,
+        right: bool = True,
+        withdraws: int = 0,
+        like: int = 0,
+        quota: int = 2,
+        base: int | None = None,
     ) -> tuple[Release, bytes, bytes]:
         """A release, its artifact and its golden inputs, as the coordinator makes them; ``like`` has its weights."""
         payload = self.template.quantize(self.weights(right=right, scale=1 + (like or number) / 8))
@@ -77,7 +84,7 @@ class Toy:
         release = Release(
             task=self.task.name,
             number=number,
-            base=number,
+            base=number if base is None else base,
             payload=sha256(payload),
             template=self.template.digest,
             artifact=sha256(artifact),

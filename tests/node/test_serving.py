@@ -388,6 +388,24 @@ def test_the_process_of_a_node_and_its_child_move_releases_in_turn(
     assert len(held) == (3 if owner == "settle" else 1)
 
 
+def test_a_node_that_missed_a_withdrawal_does_not_go_back_to_what_it_took_back(node: Node) -> None:
+    """2 was withdrawn by 3, and 3 by 4, which goes back to the weights of 1; the node saw 4 only."""
+    node.live(2, node.offer(2, EVERYBODY))
+    node.offer(4, EVERYBODY, withdraws=3, like=1, base=1)
+    assert (node.says(), node.stage(4), node.slots.pointer()) == (4, Stage.COMMITTED, Pointer(4, None))
+
+
+def test_a_withdrawn_release_is_no_rival_of_a_later_one(node: Node) -> None:
+    node.live(2, node.offer(2, EVERYBODY))
+    node.offer(3, EVERYBODY, withdraws=2, like=1, base=1)
+    damage(node.slots.path(3))
+    del node.toy.shelf[3]
+    node.open()
+    rollout = node.offer(4, EVERYBODY)
+    node.serving.settle(rollout)
+    assert (node.says(), node.serving.rival) == (4, None)
+
+
 def test_a_withdrawn_release_is_no_way_back(node: Node) -> None:
     node.live(2, node.offer(2, EVERYBODY))
     node.offer(3, EVERYBODY, withdraws=2, like=1)

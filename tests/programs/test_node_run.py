@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from functools import reduce
 from pathlib import Path
@@ -125,6 +125,14 @@ def killed(program: Program) -> None:
     assert program.ended() == -signal.SIGKILL
 
 
+def killed_learning(node: Node, program: Program) -> bool:
+    """Kill whatever child there is, until one of them learned: others pull."""
+    for child in program.children():
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    return any(event["part"] == "learn" for event in node.events("kept"))
+
+
 @pytest.mark.slow
 def test_a_node_whose_child_or_self_is_killed_learns_later_and_leaves_no_child(node: Node) -> None:
     ends: list[Callable[[Program], None]] = [terminated, interrupted, killed]
@@ -136,10 +144,8 @@ def test_a_node_whose_child_or_self_is_killed_learns_later_and_leaves_no_child(n
             until(lambda: node.events("started") != [] and not program.children())
             wearer = Wearer(invited(admin, "ben")).start()
             until(lambda: bool(program.children()))
-            for child in program.children():
-                os.kill(child, signal.SIGKILL)
             node.asks(20)
-            until(lambda: any(event["part"] == "learn" for event in node.events("kept")))
+            until(lambda: killed_learning(node, program))
             until(lambda: bool(program.children()))
             ends.pop(0)(program)
             assert program.is_gone()
